@@ -1,0 +1,96 @@
+"""GPT-2's shape, and how Hugging Face's `config.json` spells it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """What the user gave is at fault: the scripts print the message as one line and exit with 2."""
+
+
+@dataclass
+class GPT2Config:
+    """The fields of a GPT-2 `config.json` that change what the network computes, under its own names.
+
+    The defaults are the published 124M model's (Radford et al. 2019, Table 2).
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None  # width of the MLP; None is four times n_embd
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 50256
+    eos_token_id: int | None = 50256
+    pad_token_id: int | None = None
+    id2label: dict[int, str] = field(default_factory=dict)  # empty for a model without a classifier
+
+    def __post_init__(self):
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name} must be a whole number above 0, not {value!r}")
+        if self.n_embd % self.n_head:
+            raise InputError(f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads")
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must lie in [0, 1), not {getattr(self, name)!r}")
+
+    @property
+    def mlp_width(self) -> int:
+        return self.n_inner or 4 * self.n_embd
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> GPT2Config:
+        """Reads a Hugging Face `config.json`.
+
+        Raises:
+            InputError: not a JSON object, not a GPT-2, or a variant of GPT-2 that the network here does not compute.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InputError(f"{path}: cannot be read as a model's configuration: {error}") from error
+        if not isinstance(values, dict) or values.get("model_type", "gpt2") != "gpt2":
+            raise InputError(f"{path}: not the configuration of a GPT-2")
+        for name, only in _FIXED.items():
+            if name in values and values[name] not in only:
+                raise InputError(f"{path}: {name} = {values[name]!r} is not supported, only {only[0]!r} is")
+        known = {f.name for f in fields(cls)} & values.keys()
+        labels = {int(index): str(label) for index, label in (values.get("id2label") or {}).items()}
+        try:
+            return cls(**{name: values[name] for name in known} | {"id2label": labels})
+        except (InputError, TypeError) as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def to_dict(self, architecture: str) -> dict:
+        """The contents of `config.json`, for stock `transformers` to build `architecture` from."""
+        values = asdict(self) | {name: only[0] for name, only in _FIXED.items()}
+        labels = values.pop("id2label")
+        if labels:
+            values["id2label"] = {str(index): label for index, label in labels.items()}
+            values["label2id"] = {label: index for index, label in labels.items()}
+            values["problem_type"] = "single_label_classification"
+        return {"model_type": "gpt2", "architectures": [architecture], "dtype": "float32"} | dict(
+            sorted(values.items())
+        )
+
+
+# What GPT-2 variants may set and we do not compute otherwise; the first value is the one we write.
+_FIXED = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False, True),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}

@@ -1,0 +1,72 @@
+"""What stands on top of GPT-2 for a task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from config import GPT2Config
+from models.gpt2 import GPT2Model, empty
+from models.pretrained import load_weights, locate
+from modules.dropout import Dropout
+from modules.ragged import Rows
+
+
+class GPT2ForSequenceClassification(nn.Module):
+    """The last real token's hidden state -> dropout -> a linear layer without bias (paper, section 5.1).
+
+    Saved, it is what stock `transformers` calls by the same name.
+
+    Args:
+        transformer: the network below.
+        labels: names of the classes, in order.
+        dropout: probability of dropout before the linear layer (paper, section 5.3: 0.3).
+    """
+
+    def __init__(self, transformer: GPT2Model, labels: list[str], dropout: float = 0.0):
+        super().__init__()
+        self.transformer = transformer
+        self.dropout = Dropout(dropout)
+        self.score = nn.Linear(transformer.config.n_embd, len(labels), bias=False)
+        nn.init.normal_(self.score.weight, std=transformer.config.initializer_range)
+        self.config = replace(transformer.config, id2label=dict(enumerate(labels)))
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> GPT2ForSequenceClassification:
+        """Loads a classifier, ours or one that stock `transformers` saved, in evaluation mode.
+
+        Raises:
+            InputError: as `GPT2Model.from_pretrained`; also where the file has no `score.weight`.
+        """
+        directory = locate(directory)
+        config = GPT2Config.from_file(directory / "config.json")
+        labels = [config.id2label[index] for index in sorted(config.id2label)] or ["LABEL_0", "LABEL_1"]
+        model = cls(empty(GPT2Model, config), labels)
+        load_weights(model, directory)
+        return model.eval()
+
+    def freeze_transformer(self) -> None:
+        """Leaves only the head to train. The network then computes as in evaluation, without dropout, always: what
+        it says of a text is the same every epoch, and can be stored."""
+        self.transformer.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> GPT2ForSequenceClassification:
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.transformer.parameters()):
+            self.transformer.eval()
+        return self
+
+    def features(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """(N,) tokens -> (B, C), all that the head sees of a text."""
+        return self.transformer.encode(tokens, rows, only_last=True)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """(B, C) -> (B, classes) logits."""
+        return self.score(self.dropout(features))
+
+    def forward(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """(N,) tokens of B rows end to end -> (B, classes) logits."""
+        return self.classify(self.features(tokens, rows))

@@ -1,0 +1,130 @@
+"""AdamW (Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class AdamW(Optimizer):
+    """Adam with the weight decay taken off the parameter itself rather than added to its gradient.
+
+        m <- b1 m + (1 - b1) g                  p <- p - lr * weight_decay * p
+        v <- b2 v + (1 - b2) g^2                p <- p - lr / c1 * m / (sqrt(v / c2) + eps)
+
+    with c1 = 1 - b1^t and c2 = 1 - b2^t, or both 1 without `correct_bias`. The same update as `torch.optim.AdamW`,
+    with the course's arguments; state dictionaries of the two load into one another.
+
+    `update` spells the formula out; each of its lines is a pass over memory. Where torch has a kernel that makes all
+    of them in one pass (`torch._fused_adamw_`), that one is called: a step over the 124M model is bound by memory, and
+    takes a third of the time (`benchmarks/optimizer.py`).
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate.
+        betas: decay of the two moments (Kingma & Ba 2015: 0.9, 0.999).
+        eps: added to the root of the second moment; 1e-6 as in the course (torch: 1e-8).
+        weight_decay: decay per step, as a share of lr.
+        correct_bias: divide the moments by c1 and c2, which lifts their start from 0.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        correct_bias: bool = True,
+    ):
+        if not lr >= 0:
+            raise ValueError(f"lr must be at least 0, not {lr}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must lie in [0, 1), not {betas}")
+        if not eps >= 0:
+            raise ValueError(f"eps must be at least 0, not {eps}")
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay must be at least 0, not {weight_decay}")
+        settings = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, correct_bias=correct_bias)
+        super().__init__(params, settings)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("correct_bias", True)  # the state of a `torch.optim.AdamW` says nothing of it
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One update of every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss anew, with gradients.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            RuntimeError: a sparse gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if parameter.grad.is_sparse:
+                    raise RuntimeError("AdamW takes dense gradients only")
+                m, v, step = self._state(parameter)
+                step += 1
+                arguments = (parameter, parameter.grad, m, v, step)
+                if all(t.is_contiguous() and t.device.type in ("cpu", "cuda") for t in arguments[:4]):
+                    alike[parameter.device, parameter.dtype].append(arguments)
+                else:
+                    update(*arguments, group)
+            for parameters in alike.values():
+                fused_update(parameters, group)
+        return loss
+
+    def _state(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state["exp_avg"], state["exp_avg_sq"], state["step"]
+
+
+def update(p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor, group: dict) -> None:
+    """The formula of `AdamW`, on one parameter p with gradient g and moments m and v, at step t = `step` >= 1."""
+    beta1, beta2 = group["betas"]
+    correction1 = 1 - beta1 ** step.item() if group["correct_bias"] else 1.0
+    correction2 = 1 - beta2 ** step.item() if group["correct_bias"] else 1.0
+    p.mul_(1 - group["lr"] * group["weight_decay"])
+    m.lerp_(g, 1 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    p.addcdiv_(m, v.sqrt().div_(math.sqrt(correction2)).add_(group["eps"]), value=-group["lr"] / correction1)
+
+
+def fused_update(parameters: list[tuple[Tensor, ...]], group: dict) -> None:
+    """`update` of several parameters of one type on one device, in one pass over memory."""
+    p, g, m, v, steps = (list(column) for column in zip(*parameters, strict=True))
+    if not group["correct_bias"]:  # the kernel corrects always; late enough, the correction is 1
+        steps = [torch.full_like(step, torch.inf) for step in steps]
+    steps = [step.to(p[0].device) for step in steps]
+    beta1, beta2 = group["betas"]
+    torch._fused_adamw_(
+        p, g, m, v, [], steps,
+        lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
+        amsgrad=False, maximize=False,
+    )  # fmt: skip

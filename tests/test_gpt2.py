@@ -1,0 +1,262 @@
+"""The network against stock `transformers`, and its fast paths against its slow ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from conftest import scramble, stock_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from config import GPT2Config
+from models.gpt2 import GPT2Model
+from models.pretrained import checkpoint_tensors
+from modules.attention import attend
+from modules.dropout import dropout
+from modules.ragged import Rows, pack
+
+TOLERANCE = 1e-5  # of a tensor's largest value
+
+
+def twins(**shape) -> tuple[GPT2Model, transformers.GPT2LMHeadModel]:
+    """Our network and the stock one with the same weights."""
+    torch.manual_seed(0)
+    stock = scramble(transformers.GPT2LMHeadModel(stock_config(**shape)))
+    fields = {
+        name: getattr(stock.config, name) for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+    }
+    ours = GPT2Model(GPT2Config(**fields, n_inner=stock.config.n_inner, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0))
+    parameters = dict(stock.transformer.named_parameters())
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            parameter.copy_(turned(name, parameters[name]))
+    return ours, stock
+
+
+def turned(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.t() if ".c_" in name and tensor.dim() == 2 else tensor
+
+
+def padded(lengths: list[int], side: str, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(lengths)
+    ids = torch.randint(vocab_size, (len(lengths), width))
+    columns = torch.arange(width)
+    counts = torch.tensor(lengths).unsqueeze(1)
+    mask = columns < counts if side == "right" else columns >= width - counts
+    return ids, mask.long()
+
+
+def assert_close(ours: torch.Tensor, stock: torch.Tensor, what: str) -> None:
+    error = (ours - stock).abs().max() / stock.abs().max()
+    assert error <= TOLERANCE, f"{what}: {error:.1e} of the largest value"
+
+
+def compare(ours: GPT2Model, stock: transformers.GPT2LMHeadModel, lengths: list[int], side: str) -> None:
+    """Hidden states, logits and every gradient."""
+    ids, mask = padded(lengths, side, stock.config.vocab_size)
+    real = mask.bool()
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    theirs = stock(input_ids=ids, attention_mask=mask, position_ids=positions, output_hidden_states=True)
+    hidden = theirs.hidden_states[-1][real]
+    output = ours(ids, mask)
+    logits = ours.hidden_state_to_token(output["last_hidden_state"])[real]
+    assert_close(output["last_hidden_state"][real], hidden, "hidden states")
+    assert_close(logits, theirs.logits[real], "logits")
+    last = torch.tensor(lengths).cumsum(dim=0) - 1
+    assert_close(output["last_token"], hidden[last], "last token")
+    assert output["last_hidden_state"][~real].eq(0).all()
+
+    targets = torch.randint(stock.config.vocab_size, (len(hidden),))
+    for model, scores in ((ours, logits), (stock, theirs.logits[real])):
+        model.zero_grad()
+        F.cross_entropy(scores, targets).backward()
+    gradients = {name: parameter.grad for name, parameter in stock.transformer.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        assert_close(parameter.grad, turned(name, gradients[name]), f"gradient of {name}")
+
+
+SMALL = twins()
+WIDER = twins(n_layer=3, n_embd=96, n_head=6, vocab_size=211)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    model=st.sampled_from([SMALL, WIDER]),
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=6),
+    side=st.sampled_from(["left", "right"]),
+)
+def test_equals_stock(model, lengths, side):
+    compare(*model, lengths, side)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_equals_stock_up_to_the_whole_context(side):
+    compare(*SMALL, [1, 1024, 130, 517], side)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(dict(n_layer=12, n_embd=768, n_head=12, vocab_size=50257), id="gpt2"),
+        pytest.param(dict(n_layer=2, n_embd=1024, n_head=16, vocab_size=50257), id="gpt2-medium, 2 layers"),
+        pytest.param(dict(n_inner=100, n_positions=80), id="narrow MLP"),
+    ],
+)
+def test_equals_stock_in_published_shapes(shape):
+    compare(*twins(**shape), [1, 7, 64, 33], "right")
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), seed=st.integers(0, 1000), data=st.data())
+def test_padding_may_stand_anywhere_and_hold_anything(lengths, seed, data):
+    ours, _ = SMALL
+    torch.manual_seed(seed)
+    rows = [torch.randint(400, (length,)) for length in lengths]
+    width = max(lengths) + 3
+    ids = torch.randint(-(10**6), 10**6, (len(rows), width))
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(rows):
+        places = data.draw(st.permutations(range(width)))[: len(tokens)]
+        places = torch.tensor(sorted(places))
+        ids[row, places], mask[row, places] = tokens, 1
+    with torch.no_grad():
+        together = ours(ids, mask)
+        for row, tokens in enumerate(rows):
+            alone = ours(tokens.unsqueeze(0))
+            real = together["last_hidden_state"][row][mask[row].bool()]
+            torch.testing.assert_close(real, alone["last_hidden_state"][0], rtol=0, atol=2e-5)
+            torch.testing.assert_close(together["last_token"][row], alone["last_token"][0], rtol=0, atol=2e-5)
+
+
+def test_pad_token_id_may_be_a_word():
+    ours, _ = SMALL
+    tokens = torch.tensor([[5, 0, 7]])
+    padded_row = torch.tensor([[5, 0, 7, 0, 0]])
+    torch.testing.assert_close(
+        ours(padded_row, torch.tensor([[1, 1, 1, 0, 0]]))["last_token"], ours(tokens)["last_token"], rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "message"),
+    [
+        (torch.zeros(2, 1025, dtype=torch.long), None, r"row 0 has 1025 tokens: the limit is 1024"),
+        (torch.zeros(3, 4, dtype=torch.long), [[1, 1, 1, 1], [0] * 4, [1, 0, 0, 0]], r"row 1 is empty.*at least 1"),
+        (torch.tensor([[1, 2], [3, 400], [400, 1]]), None, r"row 1 holds the token id 400: ids run from 0 to 399"),
+        (torch.tensor([[1, 2], [3, 4], [5, -1]]), None, r"row 2 holds the token id -1"),
+        (torch.zeros(2, 3, dtype=torch.long), [[1, 1]], r"must both be \(batch, length\)"),
+    ],
+)
+def test_refuses_by_row(ids, mask, message):
+    with pytest.raises(ValueError, match=message):
+        SMALL[0](ids, None if mask is None else torch.tensor(mask))
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=8), training=st.booleans())
+def test_last_token_alone_equals_last_token_of_all(lengths, training):
+    ours, _ = WIDER
+    ours.train(training)
+    ids, mask = padded(lengths, "right", 211)
+    tokens, rows = pack(ids, mask)
+    results = []
+    for only_last in (False, True):
+        ours.zero_grad()
+        hidden = ours.encode(tokens, rows, only_last)
+        hidden = hidden if only_last else hidden[rows.last]
+        hidden.square().sum().backward()
+        results.append([hidden.detach(), *(p.grad.clone() for p in ours.parameters())])
+    for whole, last in zip(*results, strict=True):
+        torch.testing.assert_close(last, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()) + 1e-7)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=12))
+def test_rectangles_hold_every_token_once_in_order(lengths):
+    tokens = torch.arange(sum(lengths), dtype=torch.float32).unsqueeze(1) + 1
+    rows = Rows(lengths)
+    parts = tokens.split([run.tokens for run in rows.rectangles])
+    seen = []
+    for run, part in zip(rows.rectangles, parts, strict=True):
+        rectangle = run.pad(part)
+        assert rectangle.shape == (run.rows, run.width, 1)
+        torch.testing.assert_close(run.unpad(rectangle), part)
+        real = torch.ones(run.rows, run.width) if run.is_real is None else run.is_real[:, 0, 0].float()
+        assert (rectangle[..., 0] > 0).float().equal(real)
+        seen += real.sum(dim=1).int().tolist()
+    assert seen == lengths
+    assert rows.positions.tolist() == [position for length in lengths for position in range(length)]
+    assert (tokens[rows.last, 0] == torch.tensor(lengths).cumsum(0)).all()
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_attention_spelt_out_equals_the_fused_kernel(is_causal, monkeypatch):
+    """With dropout the CPU takes the spelt-out formula; with a dropout that keeps everything the two must agree."""
+    monkeypatch.setattr("modules.attention.dropout", lambda x, p: x)
+    q, k, v = (torch.randn(3, 4, 17, 8, requires_grad=True) for _ in range(3))
+    mask = None if is_causal else torch.rand(3, 1, 1, 17) < 0.7
+    if mask is not None:
+        mask[..., 0] = True
+    outputs = [attend(q, k, v, p, is_causal=is_causal, mask=mask) for p in (0.0, 0.5)]
+    torch.testing.assert_close(*outputs)
+    gradients = [torch.autograd.grad(output.square().sum(), (q, k, v)) for output in outputs]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.75])
+def test_dropout_drops_scales_and_keeps_the_mean(p):
+    torch.manual_seed(1)
+    x = torch.ones(999, 1001, requires_grad=True)
+    y = dropout(x, p)
+    y.sum().backward()
+    share = (y == 0).float().mean().item()
+    assert abs(share - p) < 5 * (p * (1 - p) / y.numel()) ** 0.5 + 2**-16
+    assert y[y != 0].unique().tolist() == pytest.approx([1 / (1 - p)], rel=1e-4)
+    assert torch.equal(x.grad, y.detach())
+    by_row, by_column = (y == 0).float().mean(dim=1), (y == 0).float().mean(dim=0)
+    assert by_row.std() < 1.3 * (p * (1 - p) / 1001) ** 0.5
+    assert by_column.std() < 1.3 * (p * (1 - p) / 999) ** 0.5
+
+
+def test_dropout_follows_the_seed():
+    x = torch.randn(7, 13)
+    torch.manual_seed(3)
+    first, second = dropout(x, 0.5), dropout(x, 0.5)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(x, 0.5), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("where", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])
+def test_dropout_stands_where_gpt2_has_it(where):
+    """Each of the three changes training and leaves evaluation alone; the mean over many draws is what it was."""
+    settings_ = dict(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0) | {where: 0.2}
+    model = GPT2Model(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2, **settings_))
+    model.init_weights(torch.Generator().manual_seed(0))
+    ids = torch.randint(50, (2, 9))
+    model.eval()
+    without = model(ids)["last_token"]
+    assert torch.equal(model(ids)["last_token"], without)
+    model.train()
+    torch.manual_seed(0)
+    assert not torch.allclose(model(ids)["last_token"], without, atol=1e-3)
+
+
+def test_fresh_weights_have_gpt2s_spread():
+    model = GPT2Model(GPT2Config(vocab_size=1000, n_embd=128, n_layer=8, n_head=4))
+    model.init_weights(torch.Generator().manual_seed(0))
+    assert model.wte.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.h[3].mlp.c_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+    assert model.h[3].attn.c_attn.bias.eq(0).all()
+    assert model.ln_f.weight.eq(1).all()
+
+
+def test_checkpoint_tensors_are_those_of_the_stock_model():
+    ours, stock = SMALL
+    theirs = stock.transformer.state_dict()
+    tensors = checkpoint_tensors(ours)
+    assert tensors.keys() == theirs.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, theirs[name]), name
