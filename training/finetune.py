@@ -1,0 +1,144 @@
+"""From a task and a checkpoint to a trained run with its predictions: what every classification script does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from config import GPT2Config
+from models.files import sha256
+from models.gpt2 import GPT2Model
+from models.heads import GPT2ForSequenceClassification
+from models.pretrained import load_tokenizer, load_weights, locate, save_pretrained
+from training.batching import FeatureExamples, TokenExamples
+from training.hardware import Precision, describe, make_deterministic, pick_device
+from training.interrupt import StopRequest
+from training.run import Run
+from training.trainer import Trainer, predict
+
+
+class Split(Protocol):
+    """Rows of one file: `ids`, `texts` and `labels` (None where unknown) of equal length, and the file's `path`."""
+
+    path: Path
+    ids: list[str]
+    texts: list[str]
+    labels: list[int | None]
+
+
+@dataclass
+class Result:
+    """What a run ends with.
+
+    Attributes:
+        run: its folder.
+        epoch: the epoch kept, counted from 1.
+        epochs: how many there were.
+        predictions: (n,) a class for each row of `dev` and of `test`.
+        seconds: spent training and evaluating.
+    """
+
+    run: Path
+    epoch: int
+    epochs: int
+    predictions: dict[str, np.ndarray]
+    seconds: float
+
+
+def fine_tune(
+    name: str,
+    labels: list[str],
+    splits: dict[str, Split],
+    score,
+    settings: dict,
+    stop: StopRequest,
+    store_features: bool = True,
+) -> Result:
+    """Fine-tunes a checkpoint on `train`, keeps the best epoch by `dev`, and predicts `dev` and `test` with it.
+
+    In `last-linear-layer` mode the frozen network runs once over each text and the epochs train on what it said;
+    `store_features=False` runs it anew every epoch instead, to compare with.
+
+    Args:
+        name: of the run's folder in `output_dir`.
+        labels: names of the classes.
+        splits: `train`, `dev` and `test`.
+        score: logits and labels -> `loss`, `acc` and `f1`.
+        settings: the script's flags.
+
+    Raises:
+        InputError: the checkpoint, the device or a flag is at fault.
+        Interrupted: the user asked to stop.
+    """
+    precision = Precision(settings["precision"], pick_device(settings["device"]))
+    source = locate(settings["model_path"] or settings["model_size"])
+    config = GPT2Config.from_file(source / "config.json")
+    if settings["dropout"] is not None:
+        p = settings["dropout"]
+        config = replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+    tokenizer = load_tokenizer(source, config)
+    config = replace(config, pad_token_id=tokenizer.pad_token_id)
+    transformer = GPT2Model.from_pretrained(source, config)
+
+    make_deterministic(settings["seed"])
+    model = GPT2ForSequenceClassification(transformer, labels, settings["hidden_dropout_prob"])
+    frozen = settings["fine_tune_mode"] == "last-linear-layer"
+    if frozen:
+        model.freeze_transformer()
+    model.to(precision.device)
+    facts = {
+        "data": {split.path.name: sha256(split.path) for split in splits.values()},
+        "hardware": describe(precision.device),
+        "precision": precision.name,
+        "parameters": {
+            "total": sum(p.numel() for p in model.parameters()),
+            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+    }
+    run = Run(Path(settings["output_dir"]) / name, settings, facts, settings["resume"])
+
+    examples = {key: tokenize(tokenizer, split) for key, split in splits.items()}
+    forward = model
+    if frozen and store_features:
+        for key, texts in examples.items():
+            features = predict(model, model.features, texts, precision, stop, f"reading {key}")
+            examples[key] = FeatureExamples(torch.from_numpy(features), texts)
+        forward = model.classify
+
+    def save_best() -> None:
+        tokenizer.save_pretrained(run.best)
+        save_pretrained(model, model.config, run.best)
+
+    trainer = Trainer(model, forward, settings, run, save_best, precision, stop)
+    trainer.fit(examples["train"], examples["dev"], score)
+
+    load_weights(model, run.best)
+    predictions = {
+        key: predict(model, forward, examples[key], precision, stop, key).argmax(axis=1) for key in ("dev", "test")
+    }
+    metrics = run.metrics()
+    return Result(
+        run=run.path,
+        epoch=max(metrics, key=lambda line: line["dev_acc"])["epoch"],
+        epochs=len(metrics),
+        predictions=predictions,
+        seconds=sum(line["train_seconds"] + line["eval_seconds"] for line in metrics),
+    )
+
+
+def tokenize(tokenizer, split: Split) -> TokenExamples:
+    """Token ids of a split's texts, cut at the end of the context; an empty text becomes the end-of-text token."""
+    limit = tokenizer.model_max_length
+    tokens = tokenizer(split.texts, verbose=False)["input_ids"]
+    long = [i for i, ids in enumerate(tokens) if len(ids) > limit]
+    for i in long:
+        tokens[i] = tokenizer(split.texts[i], truncation=True, max_length=limit)["input_ids"]
+    if long:
+        print(f"{split.path}: {len(long)} of {len(tokens)} texts are longer than {limit} tokens and cut there")
+    tokens = [ids or [tokenizer.pad_token_id] for ids in tokens]
+    known = None if None in split.labels else split.labels
+    return TokenExamples(tokens, known)

@@ -1,0 +1,129 @@
+"""The flags that the scripts share. Imports nothing slow: `--help` must not wait for torch."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+MODEL_SIZES = ("mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes `-` and `_` alike in a flag's name, and answers a wrong one with one line."""
+
+    def __init__(self, **kwargs):
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            epilog="In a flag's name - and _ are the same.",
+            **kwargs,
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+        return super().parse_args([_underscored(arg) for arg in (sys.argv[1:] if args is None else args)], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _underscored(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def whole_number(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """A converter for argparse: a whole number in [least, most]."""
+
+    def convert(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not {_range(least, most)}")
+        return value
+
+    convert.__name__ = "whole number"
+    return convert
+
+
+def number(above: float = -math.inf, least: float = -math.inf, below: float = math.inf) -> Callable[[str], float]:
+    """A converter for argparse: a finite number in the given range."""
+
+    def convert(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and value > above and least <= value < below):
+            bounds = [
+                f"above {above:g}" if above > -math.inf else "",
+                f"at least {least:g}" if least > -math.inf else "",
+            ]
+            bounds += [f"below {below:g}" if below < math.inf else ""]
+            raise argparse.ArgumentTypeError(f"{text} is not a number {' and '.join(b for b in bounds if b)}".rstrip())
+        return value
+
+    convert.__name__ = "number"
+    return convert
+
+
+def _range(least: int, most: float) -> str:
+    return f"at least {least}" if most == math.inf else f"between {least} and {most:.0f}"
+
+
+def add_common_flags(parser: Parser, epochs: int, batch_size: int, lr: float) -> None:
+    """Adds what every script understands; the defaults are the paper's (section 5.3)."""
+    model = parser.add_argument_group("model")
+    which = model.add_mutually_exclusive_group()
+    which.add_argument("--model_size", choices=MODEL_SIZES, default="gpt2", help="which published GPT-2")
+    which.add_argument("--model_path", metavar="DIR", help="any Hugging Face GPT-2 directory instead")
+    model.add_argument(
+        "--hidden_dropout_prob", type=number(least=0, below=1), default=0.3, metavar="P", help="dropout before the head"
+    )
+    model.add_argument(
+        "--dropout",
+        type=number(least=0, below=1),
+        metavar="P",
+        help="the network's own three dropouts, if not as in its config.json",
+    )
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--data_dir", default="data", metavar="DIR", help="where the course's files lie")
+    data.add_argument("--max_train_samples", type=whole_number(1), metavar="N", help="train on the first N rows only")
+    data.add_argument("--max_eval_samples", type=whole_number(1), metavar="N", help="evaluate the first N rows only")
+    data.add_argument(
+        "--skip_bad_rows", action="store_true", help="go on when more than 1%% of a file's rows cannot be used"
+    )
+    data.add_argument("--output_dir", default="runs", metavar="DIR", help="where the folder of each run is made")
+    data.add_argument("--predictions_dir", default="predictions", metavar="DIR", help="where prediction files go")
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=whole_number(1), default=epochs, metavar="N", help="passes over the data")
+    training.add_argument("--batch_size", type=whole_number(1), default=batch_size, metavar="N", help="texts a step")
+    training.add_argument("--lr", type=number(above=0), default=lr, metavar="RATE", help="learning rate of AdamW")
+    training.add_argument("--weight_decay", type=number(least=0), default=0.0, metavar="W", help="of AdamW")
+    training.add_argument(
+        "--seed", type=whole_number(0, 2**63 - 1), default=11711, metavar="N", help="of everything random"
+    )
+    training.add_argument(
+        "--save_every_steps",
+        type=whole_number(1),
+        metavar="N",
+        help="save for --resume every N steps, not only every epoch",
+    )
+    training.add_argument("--resume", action="store_true", help="go on where an interrupted run was last saved")
+
+    hardware = parser.add_argument_group("hardware")
+    hardware.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+        help="auto: bf16 where the hardware computes in it, fp16 on an older GPU, else fp32",
+    )  # fmt: skip
+    hardware.add_argument("--device", choices=("auto", "cuda", "cpu", "mps"), default="auto", help="where to compute")
+    hardware.add_argument(
+        "--use_gpu",
+        dest="device",
+        action="store_const",
+        const="cuda",
+        default=argparse.SUPPRESS,
+        help="as --device cuda",
+    )

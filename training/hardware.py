@@ -1,0 +1,140 @@
+"""Which device computes, in which precision, and how much memory that took."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor
+
+from config import InputError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a CUDA GPU, else Apple's, else the CPU.
+
+    Raises:
+        InputError: the device asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, present in there.items() if present)
+    if not there[name]:
+        raise InputError(f"--device {name}: this machine has none that torch can use; leave the flag out for auto")
+    return torch.device(name)
+
+
+class Precision:
+    """Parameters stay in float32; matrix products run in `dtype` under autocast (Micikevicius et al. 2018).
+
+    Args:
+        name: `fp32`, `bf16`, `fp16`, or `auto`: bf16 where the hardware multiplies in it, fp16 with loss scaling on
+            an older CUDA GPU such as a T4, else fp32.
+        device: where the work runs.
+
+    Raises:
+        InputError: fp16 on a CPU, where it is slower than fp32 and loses small gradients.
+    """
+
+    def __init__(self, name: str, device: torch.device):
+        if name == "auto":
+            name = _best(device)
+        if name == "fp16" and device.type == "cpu":
+            raise InputError("--precision fp16 needs a GPU; on a CPU take fp32 or bf16")
+        self.name, self.device = name, device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, dtype=_DTYPES[self.name], enabled=self.name != "fp32")
+
+
+def _best(device: torch.device) -> str:
+    if device.type == "cuda":  # older GPUs emulate bf16, which is slower than either of the others
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "bf16"
+    return "fp32"
+
+
+def make_deterministic(seed: int) -> None:
+    """Seeds every generator and has torch choose kernels that give the same bits each time, where it has them."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a check of theirs that costs time
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep what it once got from the kernel, for the next step to use again.
+
+    By default glibc gives large blocks back at once and gets them anew, zeroed page by page, at every step. Does
+    nothing where the C library is another. For the whole process, so scripts call it and the library does not.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block in a mapping of its own
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
+        libc.mallopt(-2, 1 << 28)  # M_TOP_PAD: grow it by 256 MiB
+
+
+def describe(device: torch.device) -> dict[str, str | int]:
+    """What a run's `config.json` says of the machine."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {"device": name, "threads": torch.get_num_threads(), "platform": platform.platform()}
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+class PeakMemory:
+    """The most memory a training step needed, the same number every time it is measured.
+
+    On a GPU it is the allocator's own peak. A CPU's allocator keeps no count and the process's size differs from run
+    to run, so there it is a sum: weights, their gradients, the optimizer's state, and what the watched steps kept for
+    their backward pass. Temporary results, the interpreter and the data are not in it.
+    """
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device):
+        self.model, self.optimizer, self.device = model, optimizer, device
+        self.kept = 0
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Around a forward pass; on a CPU it costs microseconds a saved tensor, so watch the largest batch only."""
+        if self.device.type != "cpu":
+            yield
+            return
+        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        saved = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            yield
+        self.kept = max(self.kept, sum(saved.values()))
+
+    def bytes(self) -> int:
+        """The peak so far."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        parameters = list(self.model.parameters())
+        state = [t for values in self.optimizer.state.values() for t in values.values()]
+        gradients = [p for p in parameters if p.requires_grad]
+        return self.kept + sum(t.nbytes for t in [*parameters, *gradients, *state])

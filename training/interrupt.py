@@ -1,0 +1,41 @@
+"""Ctrl-C and a polite kill: finish the step, save, end."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """The user asked to stop; everything worth keeping is saved."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM is only noted; a second one ends the process at once."""
+
+    def __init__(self):
+        self.signum: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        for other in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(other, signal.SIG_DFL)
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal has come."""
+        if self.signum is not None:
+            raise Interrupted(self.signum)

@@ -1,0 +1,80 @@
+"""A run is a folder: its settings, a line of metrics an epoch, the best model, and what it takes to go on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from config import InputError
+from models.files import write_text
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "scikit-learn", "numpy")
+_MAY_DIFFER = (
+    "resume",
+    "save_every_steps",
+    "output_dir",
+    "predictions_dir",
+    "device",
+)  # between a run and its resumption
+
+
+class Run:
+    """`config.json`, `metrics.jsonl`, `bad_rows.jsonl`, `best/` and `last/` in one folder.
+
+    Args:
+        path: the folder, made if need be. What an earlier run left there is replaced, unless `resume`.
+        settings: every flag of the run.
+        facts: what else `config.json` records: hardware, hashes of the data.
+        resume: keep what is there, if it was made with the same settings and data.
+
+    Raises:
+        InputError: `resume`, and the settings or the data differ from the saved run's.
+    """
+
+    def __init__(self, path: Path, settings: dict, facts: dict, resume: bool = False):
+        self.path, self.best, self.last = path, path / "best", path / "last"
+        self.metrics_file = path / "metrics.jsonl"
+        config = path / "config.json"
+        self.resuming = resume and config.is_file() and self.last.is_dir()
+        if self.resuming:
+            self._refuse_other_settings(config, settings, facts)
+        elif path.is_dir():
+            for old in (self.best, self.last):
+                shutil.rmtree(old, ignore_errors=True)
+            self.metrics_file.unlink(missing_ok=True)
+        versions = {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]}
+        write_text(config, json.dumps({"settings": settings, "versions": versions} | facts, indent=2) + "\n")
+
+    def _refuse_other_settings(self, config: Path, settings: dict, facts: dict) -> None:
+        try:
+            saved = json.loads(config.read_text(encoding="utf-8"))
+            before, hashes = saved["settings"], saved["data"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{config}: not the settings of a run; leave out --resume to start afresh") from error
+        for name in sorted((before.keys() | settings.keys()) - set(_MAY_DIFFER)):
+            if before.get(name) != settings.get(name):
+                raise InputError(
+                    f"--resume: {self.path} was trained with --{name} {before.get(name)}, not {settings.get(name)}; "
+                    "give the same, or leave out --resume to start afresh"
+                )
+        if hashes != facts["data"]:
+            changed = [name for name in facts["data"] if hashes.get(name) != facts["data"][name]]
+            raise InputError(f"--resume: {', '.join(changed)} changed since {self.path} was saved; leave out --resume")
+
+    def log(self, metrics: dict) -> None:
+        """Appends an epoch's line to `metrics.jsonl`."""
+        lines = self.metrics_file.read_text(encoding="utf-8") if self.metrics_file.is_file() else ""
+        write_text(self.metrics_file, lines + json.dumps(metrics) + "\n")
+
+    def metrics(self) -> list[dict]:
+        """The epochs logged so far."""
+        if not self.metrics_file.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+
+    def keep_epochs(self, count: int) -> None:
+        """Drops the lines of epochs that were logged but, the process having died before the save, are done again."""
+        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in self.metrics()[:count]))
