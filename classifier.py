@@ -23,6 +23,8 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
 def main(arguments: list[str] | None = None) -> int:
     settings = parse_flags(arguments)
 
+    from safetensors import SafetensorError
+
     from config import InputError
     from training.hardware import keep_freed_memory
     from training.interrupt import Interrupted, StopRequest
@@ -31,20 +33,32 @@ def main(arguments: list[str] | None = None) -> int:
     datasets = ("sst", "cfimdb") if settings["dataset"] == "both" else (settings["dataset"],)
     keep_freed_memory()
     try:
+        make_folders(settings)
         with StopRequest() as stop:
             tasks = {dataset: read(dataset, settings) for dataset in datasets}  # a bad file ends it before hours pass
             for dataset, (task, splits) in tasks.items():
                 train_and_report(task, splits, settings | {"dataset": dataset}, stop)
     except InputError as error:
-        print(f"classifier.py: error: {error}", file=sys.stderr)
+        print("classifier.py: error:", *str(error).split(), file=sys.stderr)
         return 2
     except Interrupted as interrupt:
-        print(f"classifier.py: {interrupt}; saved, --resume goes on from here", file=sys.stderr)
+        print(f"classifier.py: {interrupt}: stopped; --resume goes on from the last save", file=sys.stderr)
         return interrupt.exit_code
-    except (TrainingFailed, OSError) as error:
-        print(f"classifier.py: {error}", file=sys.stderr)
+    except (TrainingFailed, OSError, SafetensorError) as error:
+        print("classifier.py:", *str(error).split(), file=sys.stderr)
         return 1
     return 0
+
+
+def make_folders(settings: dict) -> None:
+    """Finds out now, not after training, that there is nowhere to write."""
+    from config import InputError
+
+    for flag in ("output_dir", "predictions_dir"):
+        try:
+            Path(settings[flag]).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--{flag} {settings[flag]}: {error.strerror}") from error
 
 
 def read(dataset: str, settings: dict):
@@ -60,16 +74,15 @@ def read(dataset: str, settings: dict):
 def train_and_report(task, splits: dict, settings: dict, stop) -> None:
     """One data set: trains, writes predictions, prints the table."""
     from tasks.baselines import fit_baselines
-    from tasks.table import write_bad_rows, write_predictions
+    from tasks.table import write_predictions
     from training.finetune import fine_tune
 
     train, mode = splits["train"], settings["fine_tune_mode"]
-    model = Path(settings["model_path"]).resolve().name if settings["model_path"] else settings["model_size"]
+    model = model_name(settings)
     sizes = ", ".join(f"{len(split.ids)} {name}" for name, split in splits.items())
     print(f"{task.name}: {sizes} rows, {model}, {mode}", flush=True)
 
     result = fine_tune(f"{task.name}-{model}-{mode}", task.labels, splits, task.score, settings, stop)
-    write_bad_rows(result.run / "bad_rows.jsonl", [row for split in splits.values() for row in split.bad])
     for name, predictions in result.predictions.items():
         path = Path(settings["predictions_dir"]) / f"{mode}-{task.name}-{name}-out.csv"
         write_predictions(path, task.prediction_column, splits[name].ids, predictions)
@@ -81,6 +94,14 @@ def train_and_report(task, splits: dict, settings: dict, stop) -> None:
     methods[f"{model}, {mode}, epoch {result.epoch} of {result.epochs}"] = result.predictions
     print_table(task, {name: splits[name].labels for name in ("dev", "test")}, methods)
     print(f"{result.seconds:.0f} s of training and evaluation; the model is {result.run / 'best'}\n", flush=True)
+
+
+def model_name(settings: dict) -> str:
+    """What a run's folder and the tables call the model; the model of a run, `RUN/best`, goes by the run's name."""
+    if not settings["model_path"]:
+        return settings["model_size"]
+    path = Path(settings["model_path"]).resolve()
+    return path.parent.name if path.name == "best" else path.name
 
 
 def print_table(task, labels: dict[str, list], methods: dict) -> None:

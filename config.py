@@ -35,15 +35,24 @@ class GPT2Config:
     id2label: dict[int, str] = field(default_factory=dict)  # empty for a model without a classifier
 
     def __post_init__(self):
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not (_is_number(value, int) and value > 0) and not (name == "n_inner" and value is None):
                 raise InputError(f"{name} must be a whole number above 0, not {value!r}")
         if self.n_embd % self.n_head:
             raise InputError(f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads")
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must lie in [0, 1), not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not (_is_number(value, int | float) and 0 <= value < 1):
+                raise InputError(f"{name} must lie in [0, 1), not {value!r}")
+        for name in ("layer_norm_epsilon", "initializer_range"):
+            value = getattr(self, name)
+            if not (_is_number(value, int | float) and value > 0):
+                raise InputError(f"{name} must be a number above 0, not {value!r}")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            if not (value is None or _is_number(value, int)):
+                raise InputError(f"{name} must be a whole number, not {value!r}")
 
     @property
     def mlp_width(self) -> int:
@@ -66,11 +75,13 @@ class GPT2Config:
             if name in values and values[name] not in only:
                 raise InputError(f"{path}: {name} = {values[name]!r} is not supported, only {only[0]!r} is")
         known = {f.name for f in fields(cls)} & values.keys()
-        labels = {int(index): str(label) for index, label in (values.get("id2label") or {}).items()}
         try:
+            labels = {int(index): str(label) for index, label in (values.get("id2label") or {}).items()}
             return cls(**{name: values[name] for name in known} | {"id2label": labels})
-        except (InputError, TypeError) as error:
+        except InputError as error:
             raise InputError(f"{path}: {error}") from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: id2label is not a table of class numbers and names") from error
 
     def to_dict(self, architecture: str) -> dict:
         """The contents of `config.json`, for stock `transformers` to build `architecture` from."""
@@ -83,6 +94,10 @@ class GPT2Config:
         return {"model_type": "gpt2", "architectures": [architecture], "dtype": "float32"} | dict(
             sorted(values.items())
         )
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 # What GPT-2 variants may set and we do not compute otherwise; the first value is the one we write.

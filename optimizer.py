@@ -119,12 +119,12 @@ def update(p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor, group: dict
 def fused_update(parameters: list[tuple[Tensor, ...]], group: dict) -> None:
     """`update` of several parameters of one type on one device, in one pass over memory."""
     p, g, m, v, steps = (list(column) for column in zip(*parameters, strict=True))
+    steps = torch.stack(steps).to(p[0].device)
     if not group["correct_bias"]:  # the kernel corrects always; late enough, the correction is 1
-        steps = [torch.full_like(step, torch.inf) for step in steps]
-    steps = [step.to(p[0].device) for step in steps]
+        steps = torch.full_like(steps, torch.inf)
     beta1, beta2 = group["betas"]
     torch._fused_adamw_(
-        p, g, m, v, [], steps,
+        p, g, m, v, [], list(steps.unbind()),
         lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
         amsgrad=False, maximize=False,
     )  # fmt: skip

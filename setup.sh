@@ -12,7 +12,7 @@ cpu_index=https://download.pytorch.org/whl/cpu
 
 say() { printf 'setup.sh: %s\n' "$1" >&2; }
 
-wanted=$(cat "$here/requirements.txt" "$here/constraints.txt" "${BASH_SOURCE[0]}" | cksum)
+wanted=$( (echo "$venv"; cat "$here/requirements.txt" "$here/constraints.txt" "${BASH_SOURCE[0]}") | cksum)
 
 install_torch() {
   local version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from http.client import HTTPException
 from pathlib import Path
@@ -55,21 +56,22 @@ def download(name: str, blob: str, folder: Path, source: str) -> bool:
             is left.
     """
     path, part = folder / name, folder / f"{name}.part"
-    if path.is_file() and git_blob_hash(path) == blob:
-        return False
+    if path.is_file():
+        if git_blob_hash(path) == blob:
+            return False
+        path.replace(part)  # most likely a file cut short: what it lacks is fetched
     have = part.stat().st_size if part.is_file() else 0
     try:
         _fetch(f"{source}/{name}", part, have)
     except HTTPError as error:
         if error.code != 416:  # nothing beyond what we have: it was whole, but for the check below
             raise DownloadFailed(f"{source}/{name}: the server says {error.code} {error.reason}") from error
-    except (URLError, OSError, EOFError, HTTPException) as error:
+    except (URLError, OSError, EOFError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise DownloadFailed(f"{source}/{name}: {reason}; call again to go on from there") from error
     found = git_blob_hash(part)
     if found != blob:
         part.unlink()
-        path.unlink(missing_ok=True)
         raise DownloadFailed(f"{name}: has the git blob hash {found}, not {blob}; deleted, call again")
     part.replace(path)
     return True
@@ -87,6 +89,8 @@ def _fetch(address: str, part: Path, have: int) -> None:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
     if total is not None and part.stat().st_size != total:
         raise EOFError(f"cut off after {part.stat().st_size} of {total} bytes")
 

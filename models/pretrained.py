@@ -8,20 +8,24 @@ once at save.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -30,6 +34,7 @@ from config import GPT2Config, InputError
 from models.files import git_blob_hash, replacing, sha256, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 EMBEDDED = Path(__file__).parent / "mini"
 
 _TRANSPOSED = re.compile(r"(c_attn|c_proj|c_fc)\.weight$")
@@ -40,53 +45,71 @@ _HEADS = ("lm_head.weight", "score.weight")  # of other architectures than the o
 def locate(model: str | Path) -> Path:
     """The local directory that holds a model's files, downloaded from the Hub if need be.
 
-    Only what this project reads is fetched: the configuration, the safetensors and the tokenizer. Every fetched file
-    is checked against the hash that the Hub names it by, each time.
+    Only what this project reads is fetched: the configuration, the safetensors and the tokenizer. Every file in the
+    Hub's cache is checked against the hash that the Hub names it by, each time (where the file system has symbolic
+    links, by which the cache keeps the hash).
 
     Args:
-        model: a directory, `mini` (the model in this repository) or the name of a repository on the Hub.
+        model: a directory as a `Path`; or as text `mini` (the model in this repository), the name of a published
+            GPT-2, a directory, or the name of another repository on the Hub.
 
     Raises:
         InputError: none of these, or out of reach; says what was tried and which flag helps.
     """
     if model == "mini":
-        model = EMBEDDED
-        if not (model / "config.json").is_file():
+        if not (EMBEDDED / "config.json").is_file():
             raise InputError("--model_size mini: this version carries no embedded model yet; use --model_path DIR")
+        return EMBEDDED
+    if model in PUBLISHED:
+        return _fetch(model)
     if Path(model).is_dir():
         if not (Path(model) / "config.json").is_file():
             raise InputError(f"{model}: no config.json in it, so this is not a Hugging Face model directory")
         return Path(model)
-    if isinstance(model, Path) or str(model).startswith((".", "/", "~")):
+    if isinstance(model, Path) or model.startswith((".", "/", "~")):
         raise InputError(f"{model}: no such directory")
-    return _fetch(str(model))
+    return _fetch(model)
 
 
 def _fetch(repository: str) -> Path:
+    config = _fetch_file(repository, "config.json")
+    if not _fetch_file(repository, WEIGHTS, optional=True):
+        for shard in _shards(_fetch_file(repository, INDEX)):
+            _fetch_file(repository, shard)
+    for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt"):
+        _fetch_file(repository, name, optional=True)  # in one file or in two; `load_tokenizer` says if it is in neither
+    return config.parent
+
+
+def _fetch_file(repository: str, name: str, optional: bool = False) -> Path | None:
+    logging.set_verbosity_error()  # its warnings of every retry would drown the one line that says what happened
     try:
-        config = _fetch_file(repository, "config.json")
-        try:
-            _fetch_file(repository, WEIGHTS)
-        except EntryNotFoundError:
-            for shard in _shards(_fetch_file(repository, INDEX)):
-                _fetch_file(repository, shard)
-        for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt"):
-            try:
-                _fetch_file(repository, name)
-            except EntryNotFoundError:
-                continue  # a tokenizer comes as one file or as two; `load_tokenizer` says if neither is there
-    except LocalEntryNotFoundError as error:
-        raise _out_of_reach(repository, "it is not in the local cache and the Hub cannot be reached") from error
+        path = Path(hf_hub_download(repository, name))
     except RepositoryNotFoundError as error:
         raise _out_of_reach(repository, "the Hub has no such repository") from error
     except EntryNotFoundError as error:
-        raise _out_of_reach(repository, f"the repository has neither {WEIGHTS} nor {INDEX}") from error
+        if optional:
+            return None
+        if isinstance(error, LocalEntryNotFoundError):
+            raise _out_of_reach(repository, "it is not in the local cache and the Hub cannot be reached") from error
+        wanted = f"neither {WEIGHTS} nor {INDEX}" if name == INDEX else f"no {name}"
+        raise _out_of_reach(repository, f"the repository has {wanted}") from error
     except HFValidationError as error:
-        raise _out_of_reach(repository, "neither a directory nor a repository's name") from error
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise _out_of_reach(repository, "neither a directory nor the name of a repository") from error
+    except (HTTPError, OSError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise _out_of_reach(repository, f"the download broke off ({reason}); call again to go on with it") from error
-    return config.parent
+    if not path.is_symlink():  # a cache without symbolic links keeps no hash
+        return path
+    # The link's target is named by the file's hash on the Hub, sha256 if large and git's blob hash if small; it may in
+    # turn be a link into a store that names files otherwise.
+    expected, contents = Path(os.readlink(path)).name, path.resolve()
+    if (sha256(contents) if len(expected) == 64 else git_blob_hash(contents)) != expected:
+        contents.unlink()
+        (path.parent / os.readlink(path)).unlink(missing_ok=True)
+        path.unlink()
+        raise _out_of_reach(repository, f"{name} does not have the checksum that the Hub gives it and was deleted")
+    return path
 
 
 def _out_of_reach(repository: str, reason: str) -> InputError:
@@ -94,19 +117,6 @@ def _out_of_reach(repository: str, reason: str) -> InputError:
         f"cannot get {repository} from {constants.ENDPOINT}: {reason}. "
         "--model_path DIR takes a local copy, --model_size mini the model in this repository"
     )
-
-
-def _fetch_file(repository: str, name: str) -> Path:
-    path = Path(hf_hub_download(repository, name))
-    blob = path.resolve()
-    expected = blob.name  # the cache names a file by its hash on the Hub: sha256 if large, git's blob hash if small
-    if expected == path.name:  # a cache without symbolic links keeps no hash
-        return path
-    if (sha256(blob) if len(expected) == 64 else git_blob_hash(blob)) != expected:
-        path.unlink()
-        blob.unlink()
-        raise _out_of_reach(repository, f"{name} does not have the checksum that the Hub gives it and was deleted")
-    return path
 
 
 def _shards(index: Path) -> list[str]:
@@ -153,11 +163,14 @@ def load_weights(module: nn.Module, directory: Path) -> None:
         InputError: tensors that are missing, unknown or of another shape, all named; or an untied `lm_head`.
     """
     wanted = {name.removeprefix("transformer."): parameter for name, parameter in module.named_parameters()}
-    wanted |= dict(module.named_buffers())
-    complaints = []
+    complaints, found = [], {}
     with ExitStack() as files:
-        found = {name.removeprefix("transformer."): part for name, part in _tensors(directory, files)}
-        found = {name: part for name, part in found.items() if not _NOT_PARAMETERS.search(name)}
+        for full_name, part in _tensors(directory, files):
+            name = full_name.removeprefix("transformer.")
+            if name in found:
+                complaints.append(f"{name} twice")
+            if not _NOT_PARAMETERS.search(name):
+                found[name] = part
         complaints += [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
         complaints += [f"unknown {name}" for name in sorted(found.keys() - wanted.keys() - set(_HEADS))]
         for name in sorted(wanted.keys() & found.keys()):
@@ -194,7 +207,7 @@ def save_pretrained(module: nn.Module, config: GPT2Config, directory: Path) -> N
 def load_tokenizer(directory: Path, config: GPT2Config):
     """The stock tokenizer of a model directory, set up so that what it is saved with loads as a whole pipeline.
 
-    Padding is the end-of-text token, as GPT-2 has none of its own; texts are cut at the end of the context.
+    Padding is the end-of-text token where the tokenizer names none, as GPT-2's does not.
 
     Raises:
         InputError: the directory has no tokenizer, or one with ids beyond the model's vocabulary.
@@ -202,15 +215,28 @@ def load_tokenizer(directory: Path, config: GPT2Config):
     from transformers import AutoTokenizer  # takes seconds to import; the network alone does not need it
 
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise InputError(f"{directory}: has no tokenizer; put tokenizer.json, or vocab.json and merges.txt, beside it")
+        raise InputError(f"{directory}: has no tokenizer; put tokenizer.json, or vocab.json and merges.txt, into it")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises whatever a damaged file leads to, down to bare Exception
         raise InputError(f"{directory}: its tokenizer cannot be read: {error}") from error
-    if len(tokenizer) > config.vocab_size:
+    if not 0 < len(tokenizer) <= config.vocab_size:
         raise InputError(f"{directory}: {len(tokenizer)} tokens in the tokenizer, {config.vocab_size} in the model")
-    if config.eos_token_id is not None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    if tokenizer.pad_token is None:
+        candidates = (tokenizer.eos_token_id, config.eos_token_id)
+        end = next((i for i in candidates if i is not None and 0 <= i < len(tokenizer)), None)
+        if end is None:
+            raise InputError(f"{directory}: eos_token_id {config.eos_token_id} of config.json is not in the tokenizer")
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
     tokenizer.padding_side = "right"
     tokenizer.model_max_length = config.n_positions
     return tokenizer
+
+
+def save_tokenizer(tokenizer, directory: Path) -> None:
+    """Writes a tokenizer's files into a model's directory, each whole or not at all."""
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for file in sorted(Path(folder).iterdir()):
+            with replacing(directory / file.name) as beside:
+                shutil.copyfile(file, beside)

@@ -14,13 +14,13 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
     On a CPU, `F.dropout` spends most of its time in a Bernoulli draw from one thread. There, 16-bit draws, four of
     them from each 64-bit number of torch's generator, are compared with a threshold instead. The probability is the
-    nearest multiple of 2^-16, and the scale is that multiple's, so the mean is exact.
+    nearest multiple of 2^-16 below 1, and the scale is that multiple's, so the mean stays what it was.
     """
     if p == 0:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    dropped = round(p * LEVELS)
+    dropped = min(round(p * LEVELS), LEVELS - 1)
     draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     keep = (draws[: x.numel()] >= dropped - LEVELS // 2).view(x.shape)
     return x * keep.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))

@@ -68,8 +68,8 @@ class Rows:
         counts = torch.tensor(self.lengths)
         ends = counts.cumsum(0)
         starts = torch.repeat_interleave(ends - counts, counts)
-        self.positions = (torch.arange(len(starts)) - starts).to(self.device, non_blocking=True)
-        self.last = (ends - 1).to(self.device, non_blocking=True)
+        self.positions = (torch.arange(len(starts)) - starts).to(self.device)
+        self.last = (ends - 1).to(self.device)
 
     @cached_property
     def rectangles(self) -> list[Rectangle]:
@@ -78,11 +78,13 @@ class Rows:
         An accelerator takes the batch as one rectangle, for it waits on kernel launches; a CPU, which waits on
         arithmetic, takes long rows one by one and pads only short neighbours.
         """
+        if self.device.type != "cpu":
+            return [_rectangle(self.lengths, self.device)]
         runs, run, real = [], [], 0
         for length in self.lengths:
             widest = max([length, *run])
             cells, real = (len(run) + 1) * widest**2, real + length**2
-            if run and self.device.type == "cpu" and cells - real > PADDED_CELLS_PER_CALL:
+            if run and cells - real > PADDED_CELLS_PER_CALL:
                 runs.append(run)
                 run, real = [], length**2
             run = [*run, length]
@@ -94,7 +96,7 @@ def _rectangle(lengths: list[int], device: torch.device) -> Rectangle:
     slots = None
     if min(lengths) < width:
         slots = torch.cat([torch.arange(length) + row * width for row, length in enumerate(lengths)])
-        slots = slots.to(device, non_blocking=True)
+        slots = slots.to(device)
     return Rectangle(len(lengths), width, sum(lengths), slots)
 
 
@@ -118,5 +120,7 @@ def pack(input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tenso
             "input_ids and attention_mask must both be (batch, length), "
             f"not {tuple(input_ids.shape)} and {tuple(attention_mask.shape)}"
         )
+    if len(input_ids) == 0:
+        raise ValueError("a batch needs at least 1 row")
     mask = attention_mask.bool()
     return input_ids[mask], Rows(mask.sum(dim=1).tolist(), input_ids.device)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from config import InputError
 from tasks.table import BadRow, parse_label, read_table, refuse_if_too_many
 
 LABELS = {
@@ -82,6 +83,8 @@ class Sentiment:
             used.texts.append(text)
             used.labels.append(label)
         refuse_if_too_many(used.bad, len(rows), self.skip_bad_rows)
+        if not used.ids:
+            raise InputError(f"{path}: no row of it can be used; the first: {used.bad[0].reason}")
         return used
 
     def score(self, logits: np.ndarray, labels: list[int]) -> dict[str, float]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from config import InputError
@@ -104,11 +103,6 @@ def refuse_if_too_many(bad: Sequence[BadRow], rows: int, skip_bad_rows: bool) ->
             f"{first.file}: {len(bad)} of {rows} rows cannot be used, the first on line {first.line} ({first.reason}); "
             "mend the file, or go on without them with --skip_bad_rows"
         )
-
-
-def write_bad_rows(path: Path, bad: Sequence[BadRow]) -> None:
-    """Lists rows left out, a JSON object a line."""
-    write_text(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad))
 
 
 def write_predictions(path: Path, column: str, ids: Sequence[str], labels: Sequence[int]) -> None:

@@ -52,7 +52,7 @@ class TokenExamples:
         rows = Rows([self.lengths[i] for i in indices], device)
         tokens = torch.cat([self.tokens[i] for i in indices])
         labels = None if self.labels is None else self.labels[indices].to(device)
-        return Batch((tokens.to(device, non_blocking=True), rows), labels, len(indices), len(tokens))
+        return Batch((tokens.to(device), rows), labels, len(indices), len(tokens))
 
 
 class FeatureExamples:

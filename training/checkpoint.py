@@ -36,7 +36,7 @@ def save_state(folder: Path, parameters: dict[str, Tensor], optimizer: AdamW, pr
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value.contiguous()
     tensors["generator.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         tensors["generator.cuda"] = torch.cuda.get_rng_state()
     with replacing(folder / _FILE) as path:
         save_file(tensors, path, metadata={"format": FORMAT, "progress": json.dumps(progress)})
@@ -64,7 +64,7 @@ def load_state(folder: Path, parameters: dict[str, Tensor], optimizer: AdamW) ->
                     value = file.get_tensor(f"optimizer.{key}.{name}")
                     optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
             torch.set_rng_state(file.get_tensor("generator.cpu"))
-            if "generator.cuda" in names and torch.cuda.is_available():
+            if "generator.cuda" in names and torch.cuda.is_initialized():
                 torch.cuda.set_rng_state(file.get_tensor("generator.cuda"))
             return json.loads(header["progress"])
     except (OSError, SafetensorError, RuntimeError, KeyError, json.JSONDecodeError) as error:

@@ -13,7 +13,7 @@ from config import GPT2Config
 from models.files import sha256
 from models.gpt2 import GPT2Model
 from models.heads import GPT2ForSequenceClassification
-from models.pretrained import load_tokenizer, load_weights, locate, save_pretrained
+from models.pretrained import load_tokenizer, load_weights, locate, save_pretrained, save_tokenizer
 from training.batching import FeatureExamples, TokenExamples
 from training.hardware import Precision, describe, make_deterministic, pick_device
 from training.interrupt import StopRequest
@@ -22,12 +22,12 @@ from training.trainer import Trainer, predict
 
 
 class Split(Protocol):
-    """Rows of one file: `ids`, `texts` and `labels` (None where unknown) of equal length, and the file's `path`."""
+    """The rows of the file at `path` that are used, with their `labels` (None where unknown), and those left out."""
 
     path: Path
-    ids: list[str]
     texts: list[str]
     labels: list[int | None]
+    bad: list
 
 
 @dataclass
@@ -75,7 +75,7 @@ def fine_tune(
         Interrupted: the user asked to stop.
     """
     precision = Precision(settings["precision"], pick_device(settings["device"]))
-    source = locate(settings["model_path"] or settings["model_size"])
+    source = locate(Path(settings["model_path"]) if settings["model_path"] else settings["model_size"])
     config = GPT2Config.from_file(source / "config.json")
     if settings["dropout"] is not None:
         p = settings["dropout"]
@@ -84,7 +84,7 @@ def fine_tune(
     config = replace(config, pad_token_id=tokenizer.pad_token_id)
     transformer = GPT2Model.from_pretrained(source, config)
 
-    make_deterministic(settings["seed"])
+    make_deterministic(settings["seed"], precision.device)
     model = GPT2ForSequenceClassification(transformer, labels, settings["hidden_dropout_prob"])
     frozen = settings["fine_tune_mode"] == "last-linear-layer"
     if frozen:
@@ -92,6 +92,9 @@ def fine_tune(
     model.to(precision.device)
     facts = {
         "data": {split.path.name: sha256(split.path) for split in splits.values()},
+        "model": {
+            path.name: sha256(path) for path in sorted(source.iterdir()) if path.suffix in (".safetensors", ".json")
+        },
         "hardware": describe(precision.device),
         "precision": precision.name,
         "parameters": {
@@ -100,6 +103,7 @@ def fine_tune(
         },
     }
     run = Run(Path(settings["output_dir"]) / name, settings, facts, settings["resume"])
+    run.list_bad_rows([row for split in splits.values() for row in split.bad])
 
     examples = {key: tokenize(tokenizer, split) for key, split in splits.items()}
     forward = model
@@ -110,7 +114,8 @@ def fine_tune(
         forward = model.classify
 
     def save_best() -> None:
-        tokenizer.save_pretrained(run.best)
+        if not (run.best / "tokenizer.json").is_file():
+            save_tokenizer(tokenizer, run.best)
         save_pretrained(model, model.config, run.best)
 
     trainer = Trainer(model, forward, settings, run, save_best, precision, stop)
@@ -134,11 +139,9 @@ def tokenize(tokenizer, split: Split) -> TokenExamples:
     """Token ids of a split's texts, cut at the end of the context; an empty text becomes the end-of-text token."""
     limit = tokenizer.model_max_length
     tokens = tokenizer(split.texts, verbose=False)["input_ids"]
-    long = [i for i, ids in enumerate(tokens) if len(ids) > limit]
-    for i in long:
-        tokens[i] = tokenizer(split.texts[i], truncation=True, max_length=limit)["input_ids"]
+    long = sum(len(ids) > limit for ids in tokens)
     if long:
-        print(f"{split.path}: {len(long)} of {len(tokens)} texts are longer than {limit} tokens and cut there")
-    tokens = [ids or [tokenizer.pad_token_id] for ids in tokens]
+        print(f"{split.path}: {long} of {len(tokens)} texts are longer than {limit} tokens and cut there")
+    tokens = [ids[:limit] or [tokenizer.pad_token_id] for ids in tokens]
     known = None if None in split.labels else split.labels
     return TokenExamples(tokens, known)

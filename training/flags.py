@@ -11,13 +11,20 @@ from typing import NoReturn
 MODEL_SIZES = ("mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the default of a flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """Takes `-` and `_` alike in a flag's name, and answers a wrong one with one line."""
 
     def __init__(self, **kwargs):
         super().__init__(
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Help,
             epilog="In a flag's name - and _ are the same.",
             **kwargs,
         )
@@ -74,9 +81,8 @@ def _range(least: int, most: float) -> str:
 def add_common_flags(parser: Parser, epochs: int, batch_size: int, lr: float) -> None:
     """Adds what every script understands; the defaults are the paper's (section 5.3)."""
     model = parser.add_argument_group("model")
-    which = model.add_mutually_exclusive_group()
-    which.add_argument("--model_size", choices=MODEL_SIZES, default="gpt2", help="which published GPT-2")
-    which.add_argument("--model_path", metavar="DIR", help="any Hugging Face GPT-2 directory instead")
+    model.add_argument("--model_size", choices=MODEL_SIZES, default="gpt2", help="which GPT-2")
+    model.add_argument("--model_path", metavar="DIR", help="any Hugging Face GPT-2 directory instead")
     model.add_argument(
         "--hidden_dropout_prob", type=number(least=0, below=1), default=0.3, metavar="P", help="dropout before the head"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -63,12 +62,14 @@ def _best(device: torch.device) -> str:
     return "fp32"
 
 
-def make_deterministic(seed: int) -> None:
-    """Seeds every generator and has torch choose kernels that give the same bits each time, where it has them."""
+def make_deterministic(seed: int, device: torch.device) -> None:
+    """Seeds torch's generators and has it choose kernels that give the same bits each time.
+
+    On a CUDA GPU an operation without such a kernel raises; elsewhere all that are used here have one.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    random.seed(seed)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cuda")
     torch.utils.deterministic.fill_uninitialized_memory = False  # a check of theirs that costs time
 
 
@@ -102,19 +103,21 @@ def _cpu_name() -> str:
 class PeakMemory:
     """The most memory a training step needed, the same number every time it is measured.
 
-    On a GPU it is the allocator's own peak. A CPU's allocator keeps no count and the process's size differs from run
-    to run, so there it is a sum: weights, their gradients, the optimizer's state, and what the watched steps kept for
-    their backward pass. Temporary results, the interpreter and the data are not in it.
+    On a CUDA GPU it is the allocator's own peak. Elsewhere no allocator keeps a count, and the process's size differs
+    from run to run, so there it is a sum: weights, their gradients, the optimizer's state, and what the watched steps
+    kept for their backward pass. Temporary results, the interpreter and the data are not in it.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device):
         self.model, self.optimizer, self.device = model, optimizer, device
         self.kept = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Around a forward pass; on a CPU it costs microseconds a saved tensor, so watch the largest batch only."""
-        if self.device.type != "cpu":
+        """Around a forward pass; where it sums, it costs microseconds a tensor, so watch the largest batch only."""
+        if self.device.type == "cuda":
             yield
             return
         weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
@@ -124,7 +127,7 @@ class PeakMemory:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
                 saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             yield
@@ -133,7 +136,8 @@ class PeakMemory:
     def bytes(self) -> int:
         """The peak so far."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+            self.kept = max(self.kept, torch.cuda.max_memory_allocated(self.device))
+            return self.kept
         parameters = list(self.model.parameters())
         state = [t for values in self.optimizer.state.values() for t in values.values()]
         gradients = [p for p in parameters if p.requires_grad]

@@ -6,19 +6,16 @@ import importlib.metadata
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from config import InputError
 from models.files import write_text
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "scikit-learn", "numpy")
-_MAY_DIFFER = (
-    "resume",
-    "save_every_steps",
-    "output_dir",
-    "predictions_dir",
-    "device",
-)  # between a run and its resumption
+# Between a run and its resumption; what lies at the paths is compared by its hash.
+_MAY_DIFFER = {"resume", "save_every_steps", "output_dir", "predictions_dir", "data_dir", "model_path", "device"}
+_MUST_AGREE = ("data", "model", "precision")
 
 
 class Run:
@@ -41,28 +38,43 @@ class Run:
         self.resuming = resume and config.is_file() and self.last.is_dir()
         if self.resuming:
             self._refuse_other_settings(config, settings, facts)
-        elif path.is_dir():
-            for old in (self.best, self.last):
-                shutil.rmtree(old, ignore_errors=True)
+        else:
+            if resume:
+                print(f"{path}: nothing to resume there; starting afresh", flush=True)
+            for old in (self.last, self.best):  # in this order: a state without its model would pass for finished
+                if old.exists():
+                    shutil.rmtree(old)
             self.metrics_file.unlink(missing_ok=True)
+        for leftover in path.rglob(".*.tmp"):  # of a save that was killed
+            leftover.unlink()
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]}
         write_text(config, json.dumps({"settings": settings, "versions": versions} | facts, indent=2) + "\n")
 
     def _refuse_other_settings(self, config: Path, settings: dict, facts: dict) -> None:
         try:
             saved = json.loads(config.read_text(encoding="utf-8"))
-            before, hashes = saved["settings"], saved["data"]
+            before = dict(saved["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{config}: not the settings of a run; leave out --resume to start afresh") from error
-        for name in sorted((before.keys() | settings.keys()) - set(_MAY_DIFFER)):
+        for name in sorted((before.keys() | settings.keys()) - _MAY_DIFFER):
             if before.get(name) != settings.get(name):
                 raise InputError(
                     f"--resume: {self.path} was trained with --{name} {before.get(name)}, not {settings.get(name)}; "
                     "give the same, or leave out --resume to start afresh"
                 )
-        if hashes != facts["data"]:
-            changed = [name for name in facts["data"] if hashes.get(name) != facts["data"][name]]
-            raise InputError(f"--resume: {', '.join(changed)} changed since {self.path} was saved; leave out --resume")
+        for name in _MUST_AGREE:
+            if saved.get(name) != facts[name]:
+                raise InputError(
+                    f"--resume: the {name} of {self.path} was {saved.get(name)} and is now {facts[name]}; "
+                    "leave out --resume to start afresh"
+                )
+
+    def list_bad_rows(self, rows: list) -> None:
+        """Writes the rows left out to `bad_rows.jsonl`, a JSON object of their fields a line, and says how many."""
+        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
+        write_text(self.path / "bad_rows.jsonl", "".join(lines))
+        if rows:
+            print(f"{len(rows)} rows that cannot be used are left out: {self.path / 'bad_rows.jsonl'}", flush=True)
 
     def log(self, metrics: dict) -> None:
         """Appends an epoch's line to `metrics.jsonl`."""

@@ -18,7 +18,7 @@ from optimizer import AdamW
 from training.batching import Batch, FeatureExamples, TokenExamples, by_length, shuffled
 from training.checkpoint import load_state, save_state
 from training.hardware import PeakMemory, Precision
-from training.interrupt import StopRequest
+from training.interrupt import Interrupted, StopRequest
 from training.run import Run
 
 Examples = TokenExamples | FeatureExamples
@@ -30,7 +30,7 @@ class Progress:
 
     epoch: int = 0  # epochs done
     step: int = 0  # steps done in the epoch under way
-    best: float = -math.inf  # dev accuracy of the best epoch
+    best: float = -1.0  # dev accuracy of the best epoch
     loss_sum: float = 0.0  # over the examples of the epoch under way
     correct: int = 0
     examples: int = 0
@@ -136,7 +136,15 @@ class Trainer:
 
     def _finish_epoch(self, dev: Examples, score: Callable[[np.ndarray, list[int]], dict]) -> None:
         progress, started = self.progress, time.perf_counter()
-        logits = predict(self.model, self.forward, dev, self.precision, self.stop, "dev")
+        try:
+            logits = predict(self.model, self.forward, dev, self.precision, self.stop, "dev")
+        except Interrupted:
+            self._save()
+            raise
+        if not np.isfinite(logits).all():
+            raise TrainingFailed(
+                f"epoch {progress.epoch + 1}: the model no longer gives finite numbers; try a lower --lr"
+            )
         scores = score(logits, dev.labels.tolist())
         metrics = {
             "epoch": progress.epoch + 1,

@@ -1,0 +1,44 @@
+"""Ten epochs of last-linear-layer mode on SST: on stored features, against running the frozen network every epoch.
+
+./setup.sh python benchmarks/last_linear_layer.py --model_path DIR --data_dir ../shared/data
+"""
+
+from __future__ import annotations
+
+from timing import describe_machine  # isort: skip
+
+import contextlib
+import io
+import time
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+import classifier
+from training.finetune import fine_tune
+from training.hardware import keep_freed_memory
+from training.interrupt import StopRequest
+
+
+def main() -> None:
+    describe_machine()
+    keep_freed_memory()
+    settings = classifier.parse_flags() | {"dataset": "sst", "fine_tune_mode": "last-linear-layer"}
+    task, splits = classifier.read("sst", settings)
+    seconds, logits = {}, {}
+    for store in (True, False):
+        with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            started = time.perf_counter()
+            run = settings | {"output_dir": folder}
+            result = fine_tune("run", task.labels, splits, task.score, run, StopRequest(), store_features=store)
+            seconds[store], logits[store] = time.perf_counter() - started, result.predictions
+    same = all(np.array_equal(logits[True][split], logits[False][split]) for split in logits[True])
+    print(
+        f"{settings['epochs']} epochs on {len(splits['train'].texts)} texts: {seconds[True]:.1f} s on stored features, "
+        f"{seconds[False]:.1f} s running the network anew, ratio {seconds[False] / seconds[True]:.1f}; "
+        f"predictions {'the same' if same else 'DIFFER'}"
+    )
+
+
+if __name__ == "__main__":
+    main()
