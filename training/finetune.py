@@ -92,9 +92,7 @@ def fine_tune(
     model.to(precision.device)
     facts = {
         "data": {split.path.name: sha256(split.path) for split in splits.values()},
-        "model": {
-            path.name: sha256(path) for path in sorted(source.iterdir()) if path.suffix in (".safetensors", ".json")
-        },
+        "model": {path.name: sha256(path) for path in sorted(source.iterdir()) if _decides_the_model(path)},
         "hardware": describe(precision.device),
         "precision": precision.name,
         "parameters": {
@@ -133,6 +131,10 @@ def fine_tune(
         predictions=predictions,
         seconds=sum(line["train_seconds"] + line["eval_seconds"] for line in metrics),
     )
+
+
+def _decides_the_model(path: Path) -> bool:
+    return path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", "vocab.json", "merges.txt")
 
 
 def tokenize(tokenizer, split: Split) -> TokenExamples:

@@ -41,6 +41,8 @@ class Run:
         else:
             if resume:
                 print(f"{path}: nothing to resume there; starting afresh", flush=True)
+            elif self.metrics_file.is_file():
+                print(f"{path}: replacing the earlier run", flush=True)
             for old in (self.last, self.best):  # in this order: a state without its model would pass for finished
                 if old.exists():
                     shutil.rmtree(old)
