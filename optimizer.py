@@ -22,7 +22,7 @@ class AdamW(Optimizer):
 
     `update` spells the formula out; each of its lines is a pass over memory. Where torch has a kernel that makes all
     of them in one pass (`torch._fused_adamw_`), that one is called: a step over the 124M model is bound by memory, and
-    takes a third of the time (`benchmarks/optimizer.py`).
+    takes a quarter of the time (`benchmarks/optimizer.py`).
 
     Args:
         params: parameters or parameter groups.

@@ -1,0 +1,30 @@
+"""Saves a GPT-2 of random weights as stock `transformers` makes it: the checkpoint of the README's results.
+
+./setup.sh python benchmarks/random_checkpoint.py DIR --tokenizer TOKENIZER_DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", help="where to save it")
+    parser.add_argument("--tokenizer", required=True, help="a directory with GPT-2's tokenizer")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse_args()
+    torch.manual_seed(flags.seed)
+    config = GPT2Config(n_layer=flags.layers, n_embd=flags.width, n_head=flags.heads)
+    GPT2LMHeadModel(config).save_pretrained(flags.directory)
+    AutoTokenizer.from_pretrained(flags.tokenizer).save_pretrained(flags.directory)
+
+
+if __name__ == "__main__":
+    main()
