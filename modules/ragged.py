@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 # On a CPU, rows of unlike length share a rectangle while that pads no more cells (query times key) than this, so that
-# short rows do not each cost a round of kernel calls. On SST, values from 512 to 16384 could not be told apart.
-PADDED_CELLS_PER_CALL = 1536
+# short rows do not each cost a round of kernel calls. Steps on SST: 6 % slower with 400, 3 % with 1536, 1 % with 50000.
+PADDED_CELLS_PER_CALL = 6000
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Rectangle:
 
     @cached_property
     def is_real(self) -> Tensor | None:
-        """(b, 1, 1, T) which keys are real tokens; None if all are."""
+        """(b, 1, T) which cells are real tokens; None if all are."""
         if self.slots is None:
             return None
         cells = torch.zeros(self.rows * self.width, dtype=torch.bool, device=self.slots.device)
-        return cells.index_fill_(0, self.slots, True).view(self.rows, 1, 1, self.width)
+        return cells.index_fill_(0, self.slots, True).view(self.rows, 1, self.width)
 
 
 class Rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 import transformers
@@ -13,8 +15,8 @@ from torch.nn import functional as F
 from config import GPT2Config
 from models.gpt2 import GPT2Model
 from models.pretrained import checkpoint_tensors
-from modules.attention import attend
-from modules.dropout import dropout
+from modules.attention import QUERIES, DropoutAttention
+from modules.dropout import dropout, keep_mask
 from modules.ragged import Rows, pack
 
 TOLERANCE = 1e-5  # of a tensor's largest value
@@ -183,7 +185,7 @@ def test_rectangles_hold_every_token_once_in_order(lengths):
         rectangle = run.pad(part)
         assert rectangle.shape == (run.rows, run.width, 1)
         torch.testing.assert_close(run.unpad(rectangle), part)
-        real = torch.ones(run.rows, run.width) if run.is_real is None else run.is_real[:, 0, 0].float()
+        real = torch.ones(run.rows, run.width) if run.is_real is None else run.is_real[:, 0].float()
         assert (rectangle[..., 0] > 0).float().equal(real)
         seen += real.sum(dim=1).int().tolist()
     assert seen == lengths
@@ -191,18 +193,41 @@ def test_rectangles_hold_every_token_once_in_order(lengths):
     assert (tokens[rows.last, 0] == torch.tensor(lengths).cumsum(0)).all()
 
 
-@pytest.mark.parametrize("is_causal", [True, False])
-def test_attention_spelt_out_equals_the_fused_kernel(is_causal, monkeypatch):
-    """With dropout the CPU takes the spelt-out formula; with a dropout that keeps everything the two must agree."""
-    monkeypatch.setattr("modules.attention.dropout", lambda x, p: x)
-    q, k, v = (torch.randn(3, 4, 17, 8, requires_grad=True) for _ in range(3))
-    mask = None if is_causal else torch.rand(3, 1, 1, 17) < 0.7
-    if mask is not None:
-        mask[..., 0] = True
-    outputs = [attend(q, k, v, p, is_causal=is_causal, mask=mask) for p in (0.0, 0.5)]
-    torch.testing.assert_close(*outputs)
-    gradients = [torch.autograd.grad(output.square().sum(), (q, k, v)) for output in outputs]
-    torch.testing.assert_close(*gradients)
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40) | st.integers(1, 3 * QUERIES), min_size=1, max_size=7),
+    n_head=st.sampled_from([1, 3]),
+    p=st.sampled_from([0.1, 0.7]),
+)
+def test_attention_with_dropout_equals_its_formula(lengths, n_head, p):
+    """The blocks and the gradients written by hand, against autograd on whole rows that drop the same weights."""
+    rows, masks = Rows(lengths), []
+
+    def recorded(*arguments):
+        keep, scale = keep_mask(*arguments)
+        masks.append(keep.clone() * scale)
+        return keep, scale
+
+    qkv = torch.randn(sum(lengths), 3 * n_head * 8, dtype=torch.float64, requires_grad=True)
+    with mock.patch("modules.attention.keep_mask", recorded):
+        ours = DropoutAttention.apply(qkv, rows, n_head, p)
+    masks, outputs = iter(masks), []
+    for run, part in zip(rows.rectangles, qkv.split([run.tokens for run in rows.rectangles]), strict=True):
+        shape = (run.rows, run.width, 3, n_head, 8)
+        q, k, v = run.pad(part).view(shape).permute(2, 0, 3, 1, 4)  # (b, nh, T, hs) each
+        future = torch.ones(run.width, run.width, dtype=torch.bool).triu(1)
+        weights = (q @ k.transpose(2, 3) / 8**0.5).masked_fill(future, -torch.inf).softmax(dim=-1)
+        kept = torch.zeros_like(weights)
+        start = 0
+        while start < run.width:
+            block = next(masks)  # (b * nh, queries, keys up to the last of them)
+            kept[:, :, start : start + block.size(1), : block.size(2)] = block.view(run.rows, n_head, *block.shape[1:])
+            start += block.size(1)
+        outputs.append(run.unpad((weights * kept @ v).transpose(1, 2).flatten(2)))
+    theirs = torch.cat(outputs)
+    torch.testing.assert_close(ours, theirs)
+    gradient = torch.randn_like(ours)
+    torch.testing.assert_close(*(torch.autograd.grad(y, qkv, gradient, retain_graph=True) for y in (ours, theirs)))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.75])
