@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from config import GPT2Config, InputError
 from models.gpt2 import GPT2Model
@@ -34,7 +36,7 @@ MODES = ["full-model", "last-linear-layer"]
 def flags(model: Path, output: Path, **changes) -> dict:
     defaults = dict(
         dataset="sst", fine_tune_mode="full-model", model_size="gpt2", model_path=str(model), hidden_dropout_prob=0.3,
-        dropout=0.1, epochs=3, batch_size=8, lr=3e-3, weight_decay=0.01, seed=5, save_every_steps=None, resume=False,
+        dropout=0.1, epochs=3, batch_size=8, lr=3e-3, weight_decay=0.0, seed=5, save_every_steps=None, resume=False,
         precision="fp32", device="cpu", output_dir=str(output), predictions_dir=str(output),
     )  # fmt: skip
     return defaults | changes
@@ -64,10 +66,12 @@ def assert_same_run(first, second) -> None:
         assert np.array_equal(predictions, second.predictions[split])
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_same_seed_same_bytes(data_dir, save_stock, tmp_path, mode):
+@pytest.mark.parametrize(
+    ("mode", "weight_decay"), [("full-model", 0), ("full-model", 0.01), ("last-linear-layer", 0.01)]
+)
+def test_same_seed_same_bytes(data_dir, save_stock, tmp_path, mode, weight_decay):
     model = save_stock()
-    runs = [train(data_dir, model, tmp_path / str(i), fine_tune_mode=mode) for i in range(2)]
+    runs = [train(data_dir, model, tmp_path / str(i), fine_tune_mode=mode, weight_decay=weight_decay) for i in range(2)]
     assert_same_run(*runs)
     other = train(data_dir, model, tmp_path / "other", fine_tune_mode=mode, seed=6)
     assert metrics(other.run) != metrics(runs[0].run)
@@ -109,6 +113,23 @@ def test_best_is_the_epoch_with_the_best_dev_accuracy(data_dir, save_stock, tmp_
     examples = tokenize(AutoTokenizer.from_pretrained(result.run / "best"), dev)
     logits = predict(again, again, examples, Precision("fp32", CPU), StopRequest(), "dev")
     assert np.array_equal(logits.argmax(axis=1), result.predictions["dev"])
+
+
+def test_embeddings_no_text_uses_are_left_alone_and_the_rest_learn_the_same(data_dir, save_stock, tmp_path):
+    model = save_stock(vocab_size=450)
+    ours = train(data_dir, model, tmp_path / "ours")
+    with mock.patch("training.finetune.RowsInUse", lambda whole, used: whole):
+        whole = train(data_dir, model, tmp_path / "whole")
+    for few, all_ in zip(metrics(ours.run), metrics(whole.run), strict=True):
+        assert few.pop("peak_memory_bytes") < all_.pop("peak_memory_bytes")
+        assert few == pytest.approx(all_, rel=1e-5)
+    before = load_file(model / "model.safetensors")["transformer.wte.weight"]
+    after, expected = (load_file(run.run / "best" / "model.safetensors") for run in (ours, whole))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-5)
+    moved = (after["transformer.wte.weight"] != before).any(dim=1)
+    assert 10 < moved.sum() < 400
+    assert not moved[400:].any()
 
 
 def test_last_linear_layer_trains_nothing_else(data_dir, save_stock, tmp_path):

@@ -14,6 +14,7 @@ from models.files import sha256
 from models.gpt2 import GPT2Model
 from models.heads import GPT2ForSequenceClassification
 from models.pretrained import load_tokenizer, load_weights, locate, save_pretrained, save_tokenizer
+from modules.embedding import RowsInUse, whole_vocabulary
 from training.batching import FeatureExamples, TokenExamples
 from training.hardware import Precision, describe, make_deterministic, pick_device
 from training.interrupt import StopRequest
@@ -111,18 +112,24 @@ def fine_tune(
             examples[key] = FeatureExamples(torch.from_numpy(features), texts)
         forward = model.classify
 
+    if not frozen and settings["weight_decay"] == 0:
+        used = torch.cat([ids for texts in examples.values() for ids in texts.tokens]).unique()
+        transformer.wte = RowsInUse(transformer.wte, used.to(precision.device))
+
     def save_best() -> None:
         if not (run.best / "tokenizer.json").is_file():
             save_tokenizer(tokenizer, run.best)
-        save_pretrained(model, model.config, run.best)
+        with whole_vocabulary(transformer):
+            save_pretrained(model, model.config, run.best)
 
     trainer = Trainer(model, forward, settings, run, save_best, precision, stop)
     trainer.fit(examples["train"], examples["dev"], score)
 
-    load_weights(model, run.best)
-    predictions = {
-        key: predict(model, forward, examples[key], precision, stop, key).argmax(axis=1) for key in ("dev", "test")
-    }
+    with whole_vocabulary(transformer):
+        load_weights(model, run.best)
+        predictions = {
+            key: predict(model, forward, examples[key], precision, stop, key).argmax(axis=1) for key in ("dev", "test")
+        }
     metrics = run.metrics()
     return Result(
         run=run.path,
