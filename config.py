@@ -83,17 +83,15 @@ class GPT2Config:
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(f"{path}: id2label is not a table of class numbers and names") from error
 
-    def to_dict(self, architecture: str) -> dict:
-        """The contents of `config.json`, for stock `transformers` to build `architecture` from."""
+    def to_dict(self, architecture: str, dtype: str = "float32") -> dict:
+        """The contents of `config.json`, for stock `transformers` to build `architecture` with weights of `dtype`."""
         values = asdict(self) | {name: only[0] for name, only in _FIXED.items()}
         labels = values.pop("id2label")
         if labels:
             values["id2label"] = {str(index): label for index, label in labels.items()}
             values["label2id"] = {label: index for index, label in labels.items()}
             values["problem_type"] = "single_label_classification"
-        return {"model_type": "gpt2", "architectures": [architecture], "dtype": "float32"} | dict(
-            sorted(values.items())
-        )
+        return {"model_type": "gpt2", "architectures": [architecture], "dtype": dtype} | dict(sorted(values.items()))
 
 
 def _is_number(value: object, kind: type) -> bool:

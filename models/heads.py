@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from config import GPT2Config
 from models.gpt2 import GPT2Model, empty
 from models.pretrained import load_weights, locate
+from modules.cross_entropy import LinearCrossEntropy
 from modules.dropout import Dropout
 from modules.ragged import Rows
 
@@ -70,3 +71,23 @@ class GPT2ForSequenceClassification(nn.Module):
     def forward(self, tokens: Tensor, rows: Rows) -> Tensor:
         """(N,) tokens of B rows end to end -> (B, classes) logits."""
         return self.classify(self.features(tokens, rows))
+
+
+class GPT2LMHeadModel(nn.Module):
+    """Predicts each next token, through the transpose of the token embedding.
+
+    Saved, it is what stock `transformers` calls by the same name.
+    """
+
+    def __init__(self, transformer: GPT2Model):
+        super().__init__()
+        self.transformer = transformer
+        self.config = transformer.config
+
+    def forward(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """(N,) tokens of B rows end to end -> (N, V) logits."""
+        return self.transformer.hidden_state_to_token(self.transformer.encode(tokens, rows))
+
+    def loss(self, tokens: Tensor, rows: Rows, targets: Tensor) -> Tensor:
+        """Sum of the cross-entropies, in nats, of (N,) targets, the token that follows each."""
+        return LinearCrossEntropy.apply(self.transformer.encode(tokens, rows), self.transformer.wte.weight, targets)

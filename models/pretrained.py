@@ -189,19 +189,20 @@ def load_weights(module: nn.Module, directory: Path) -> None:
             raise InputError(f"{directory}: lm_head.weight differs from wte.weight; only tied logits are supported")
 
 
-def checkpoint_tensors(module: nn.Module) -> dict[str, Tensor]:
+def checkpoint_tensors(module: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """A module's parameters as the published checkpoints hold them: on the CPU, linear weights turned."""
     return {
-        name: (parameter.detach().t() if _TRANSPOSED.search(name) else parameter.detach()).cpu().contiguous()
+        name: (parameter.detach().t() if _TRANSPOSED.search(name) else parameter.detach()).to("cpu", dtype).contiguous()
         for name, parameter in module.named_parameters()
     }
 
 
-def save_pretrained(module: nn.Module, config: GPT2Config, directory: Path) -> None:
+def save_pretrained(module: nn.Module, config: GPT2Config, directory: Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes `config.json` and `model.safetensors` for stock `transformers` to load as the class of the same name."""
-    write_text(directory / "config.json", json.dumps(config.to_dict(type(module).__name__), indent=2) + "\n")
+    values = config.to_dict(type(module).__name__, str(dtype).removeprefix("torch."))
+    write_text(directory / "config.json", json.dumps(values, indent=2) + "\n")
     with replacing(directory / WEIGHTS) as path:
-        save_file(checkpoint_tensors(module), path, metadata={"format": "pt"})
+        save_file(checkpoint_tensors(module, dtype), path, metadata={"format": "pt"})
 
 
 def load_tokenizer(directory: Path, config: GPT2Config):

@@ -111,6 +111,11 @@ def add_common_flags(parser: Parser, epochs: int, batch_size: int, lr: float) ->
     training.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=11711, metavar="N", help="of everything random"
     )
+    add_resuming_flags(training)
+    add_hardware_flags(parser)
+
+
+def add_resuming_flags(training: argparse._ArgumentGroup) -> None:
     training.add_argument(
         "--save_every_steps",
         type=whole_number(1),
@@ -119,6 +124,8 @@ def add_common_flags(parser: Parser, epochs: int, batch_size: int, lr: float) ->
     )
     training.add_argument("--resume", action="store_true", help="go on where an interrupted run was last saved")
 
+
+def add_hardware_flags(parser: Parser) -> None:
     hardware = parser.add_argument_group("hardware")
     hardware.add_argument(
         "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",

@@ -53,6 +53,16 @@ class Precision:
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, dtype=_DTYPES[self.name], enabled=self.name != "fp32")
 
+    def update(self, loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float | None = None) -> None:
+        """Backward pass and step, the gradient cut to a norm of `max_norm` if given; clears the gradients."""
+        self.scaler.scale(loss).backward()
+        if max_norm is not None:
+            self.scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], max_norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad()
+
 
 def _best(device: torch.device) -> str:
     if device.type == "cuda":  # older GPUs emulate bf16, which is slower than either of the others

@@ -14,7 +14,9 @@ from models.files import write_text
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "scikit-learn", "numpy")
 # Between a run and its resumption; what lies at the paths is compared by its hash.
-_MAY_DIFFER = {"resume", "save_every_steps", "output_dir", "predictions_dir", "data_dir", "model_path", "device"}
+_MAY_DIFFER = {
+    "resume", "save_every_steps", "output_dir", "predictions_dir", "data_dir", "corpus", "model_path", "device",
+}  # fmt: skip
 _MUST_AGREE = ("data", "model", "precision")
 
 

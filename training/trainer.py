@@ -127,10 +127,7 @@ class Trainer:
         with self.precision.autocast(), self.memory.watch() if watched else nullcontext():
             logits = self.forward(*batch.inputs).float()
         loss = F.cross_entropy(logits, batch.labels)
-        self.precision.scaler.scale(loss).backward()
-        self.precision.scaler.step(self.optimizer)
-        self.precision.scaler.update()
-        self.optimizer.zero_grad()
+        self.precision.update(loss, self.optimizer)
         correct = (logits.argmax(dim=1) == batch.labels).sum()
         return torch.stack([loss.detach() * batch.examples, correct])
 

@@ -1,0 +1,133 @@
+"""Trains a tokenizer and a small GPT-2 from nothing on plain text (Radford et al. 2019)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from training.flags import Parser, add_hardware_flags, add_resuming_flags, number, whole_number
+
+
+def parse_flags(arguments: list[str] | None = None) -> dict:
+    parser = Parser(prog="pretrain.py", description=__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--corpus", nargs="+", required=True, metavar="PATH",
+        help="text files, .gz or plain, or folders of .txt and .txt.gz files; documents are parted by blank lines",
+    )  # fmt: skip
+    data.add_argument(
+        "--held_out", type=number(above=0, below=1), default=0.01, metavar="SHARE", help="of the documents, to score on"
+    )
+    data.add_argument("--output_dir", default="runs/pretrain", metavar="DIR", help="the folder of the run")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--vocab_size", type=whole_number(257), default=8192, metavar="N", help="of the tokenizer")
+    model.add_argument("--n_layer", type=whole_number(1), default=6, metavar="N", help="blocks")
+    model.add_argument("--n_embd", type=whole_number(1), default=256, metavar="N", help="width")
+    model.add_argument("--n_head", type=whole_number(1), default=8, metavar="N", help="heads of attention")
+    model.add_argument("--n_positions", type=whole_number(2), default=512, metavar="N", help="tokens of context")
+    model.add_argument(
+        "--dropout", type=number(least=0, below=1), default=0.0, metavar="P", help="in training, all three"
+    )
+    model.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the weights as saved")
+
+    training = parser.add_argument_group("training")
+    budget = training.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=number(above=0), metavar="N", help="of training")
+    budget.add_argument(
+        "--tokens", type=whole_number(1), metavar="N", help="to train on, over as many passes as it takes"
+    )
+    training.add_argument("--batch_tokens", type=whole_number(2), default=4096, metavar="N", help="a step, at most")
+    training.add_argument("--lr", type=number(above=0), default=2e-3, metavar="RATE", help="at its highest")
+    training.add_argument("--weight_decay", type=number(least=0), default=0.1, metavar="W", help="of matrices")
+    training.add_argument(
+        "--seed", type=whole_number(0, 2**63 - 1), default=11711, metavar="N", help="of everything random"
+    )
+    training.add_argument(
+        "--eval_every_steps", type=whole_number(1), default=500, metavar="N", help="score every N steps"
+    )
+    add_resuming_flags(training)
+    add_hardware_flags(parser)
+    return vars(parser.parse_args(arguments))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    settings = parse_flags(arguments)
+
+    from config import InputError
+    from training.hardware import keep_freed_memory
+    from training.interrupt import Interrupted, StopRequest
+    from training.trainer import TrainingFailed
+
+    keep_freed_memory()
+    try:
+        with StopRequest() as stop:
+            pretrain(settings, stop)
+    except InputError as error:
+        print("pretrain.py: error:", *str(error).split(), file=sys.stderr)
+        return 2
+    except Interrupted as interrupt:
+        print(f"pretrain.py: {interrupt}: stopped; --resume goes on from the last save", file=sys.stderr)
+        return interrupt.exit_code
+    except (TrainingFailed, OSError) as error:
+        print("pretrain.py:", *str(error).split(), file=sys.stderr)
+        return 1
+    return 0
+
+
+def pretrain(settings: dict, stop) -> None:
+    import torch
+
+    from config import GPT2Config
+    from models.files import sha256
+    from models.gpt2 import GPT2Model
+    from models.heads import GPT2LMHeadModel
+    from models.pretrained import save_pretrained, save_tokenizer
+    from models.tokenizer import train_tokenizer
+    from tasks.corpus import find_texts, hold_out, read_documents
+    from training.hardware import Precision, describe, make_deterministic, pick_device
+    from training.pretraining import Pieces, Pretrainer
+    from training.run import Run
+
+    precision = Precision(settings["precision"], pick_device(settings["device"]))
+    files = find_texts(settings["corpus"])
+    splits = dict(zip(("train", "held out"), hold_out(read_documents(files), settings["held_out"]), strict=True))
+    tokenizer = train_tokenizer(splits["train"], settings["vocab_size"], settings["n_positions"])
+    shape = {name: settings[name] for name in ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")}
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
+    p = settings["dropout"]
+    config = GPT2Config(**shape, **ends, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+
+    make_deterministic(settings["seed"], precision.device)
+    transformer = GPT2Model(config)
+    transformer.init_weights()
+    model = GPT2LMHeadModel(transformer).to(precision.device)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    run = Run(
+        Path(settings["output_dir"]),
+        settings,
+        {
+            "data": [[path.name, sha256(path)] for path in files],
+            "model": {},
+            "hardware": describe(precision.device),
+            "precision": precision.name,
+            "parameters": count,
+        },
+        settings["resume"],
+    )
+    pieces = {}
+    for name, documents in splits.items():
+        ids = tokenizer(documents, verbose=False)["input_ids"]
+        size = sum(len(document.encode()) for document in documents)
+        pieces[name] = Pieces(ids, tokenizer.eos_token_id, config.n_positions, size)
+        print(f"{name}: {len(documents):,} documents, {size:,} bytes, {sum(pieces[name].lengths):,} tokens", flush=True)
+    print(f"{count:,} parameters, {precision.name} on {describe(precision.device)['device']}", flush=True)
+
+    Pretrainer(model, pieces["train"], pieces["held out"], settings, run, precision, stop).fit()
+    save_tokenizer(tokenizer, run.best)
+    save_pretrained(model, config, run.best, getattr(torch, settings["dtype"]))
+    print(f"the model is {run.best}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""Next-token training of a fresh network on documents, within a budget of tokens or minutes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models.heads import GPT2LMHeadModel
+from modules.ragged import Rows
+from optimizer import AdamW
+from training.checkpoint import load_state, save_state
+from training.hardware import Precision
+from training.interrupt import StopRequest
+from training.run import Run
+from training.trainer import TrainingFailed
+
+WARM_UP = 0.02  # of the budget
+MAX_NORM = 1.0  # of a step's gradient
+
+
+@dataclass
+class Progress:
+    """How far training has come; all that `last/` holds besides tensors."""
+
+    passes: int = 0  # over the documents, done
+    step: int = 0  # steps done in the pass under way
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0  # since the last line of metrics
+    loss_tokens: int = 0
+
+
+class Pieces:
+    """Documents as pieces of at most a context's length, each read with an end-of-text token before and after it.
+
+    Nothing is packed or padded: a batch is a flat list of pieces (see `modules.ragged`), so neither attention nor loss
+    crosses from one document into another. A piece that goes on where another ended begins with the token that
+    the other was last asked for, so every token is predicted once.
+
+    Args:
+        documents: the token ids of each.
+        end_of_text: that token's id.
+        context: tokens of a piece, at most.
+        bytes: what the documents took as UTF-8.
+    """
+
+    def __init__(self, documents: Sequence[Sequence[int]], end_of_text: int, context: int, bytes: int):
+        self.bytes = bytes
+        ids, self.starts, self.lengths = [], [], []
+        offset = 0
+        for document in documents:
+            ids.append(np.array([end_of_text, *document, end_of_text], dtype=np.int32))
+            targets = len(document) + 1
+            for start in range(0, targets, context):
+                self.starts.append(offset + start)
+                self.lengths.append(min(context, targets - start))
+            offset += targets + 1
+        self.ids = torch.from_numpy(np.concatenate(ids))
+
+    def batch(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, Rows, Tensor]:
+        """(N,) tokens of some pieces, where each lies, and (N,) the token that follows each; short pieces first."""
+        indices = sorted(indices, key=self.lengths.__getitem__)
+        spans = [(self.starts[i], self.lengths[i]) for i in indices]
+        tokens = torch.cat([self.ids[start : start + length] for start, length in spans]).long()
+        targets = torch.cat([self.ids[start + 1 : start + length + 1] for start, length in spans]).long()
+        return tokens.to(device), Rows([length for _, length in spans], device), targets.to(device)
+
+    def batches(self, order: Sequence[int], most_tokens: int) -> list[list[int]]:
+        """Cuts an order of pieces into batches of at most `most_tokens` tokens."""
+        batches, tokens = [[]], 0
+        for index in order:
+            if batches[-1] and tokens + self.lengths[index] > most_tokens:
+                batches.append([])
+                tokens = 0
+            batches[-1].append(index)
+            tokens += self.lengths[index]
+        return batches
+
+
+class Pretrainer:
+    """Trains until the budget is spent: linear warm-up, then cosine decay to a tenth (Brown et al. 2020, appendix B).
+
+    Args:
+        model: in training from its present weights.
+        train, held_out: what to learn from, and what to score on.
+        settings: the flags `tokens` or `minutes`, `batch_tokens`, `lr`, `weight_decay`, `seed`, `save_every_steps`,
+            `eval_every_steps`.
+        run: where metrics and saves go.
+        precision: what to compute in, and where.
+        stop: asked after every step whether the user wants an end.
+    """
+
+    def __init__(
+        self,
+        model: GPT2LMHeadModel,
+        train: Pieces,
+        held_out: Pieces,
+        settings: dict,
+        run: Run,
+        precision: Precision,
+        stop: StopRequest,
+    ):
+        self.model, self.train, self.held_out = model, train, held_out
+        self.settings, self.run, self.precision, self.stop = settings, run, precision, stop
+        self.parameters = dict(model.named_parameters())
+        matrices = [p for p in self.parameters.values() if p.dim() > 1]
+        vectors = [p for p in self.parameters.values() if p.dim() == 1]
+        groups = [{"params": matrices, "weight_decay": settings["weight_decay"]}, {"params": vectors}]
+        self.optimizer = AdamW(groups, lr=settings["lr"], betas=(0.9, 0.95), eps=1e-8)
+        self.progress = Progress()
+
+    def fit(self) -> None:
+        """Spends what is left of the budget.
+
+        Raises:
+            Interrupted: the user asked to stop; `last/` holds the step just done.
+            TrainingFailed: the loss is not a finite number.
+        """
+        if self.run.resuming:
+            self.progress = Progress(**load_state(self.run.last, self.parameters, self.optimizer))
+            kept = [line for line in self.run.metrics() if line["step"] <= self.progress.steps]
+            self.run.keep_epochs(len(kept))
+        with tqdm(total=100, disable=None, bar_format="{desc} {n:.1f}% |{bar}| {elapsed}<{remaining}") as bar:
+            bar.update(100 * self.spent())
+            while self.spent() < 1:
+                self._pass(bar)
+
+    def spent(self) -> float:
+        """The share of the budget that is spent."""
+        if self.settings["tokens"]:
+            return self.progress.tokens / self.settings["tokens"]
+        return self.progress.seconds / (60 * self.settings["minutes"])
+
+    def _pass(self, bar: tqdm) -> None:
+        progress = self.progress
+        generator = torch.Generator().manual_seed((self.settings["seed"] * 1_000_003 + progress.passes) % 2**63)
+        order = torch.randperm(len(self.train.starts), generator=generator).tolist()
+        batches = self.train.batches(order, self.settings["batch_tokens"])
+        self.model.train()
+        while progress.step < len(batches) and self.spent() < 1:
+            started = time.perf_counter()
+            tokens, rows, targets = self.train.batch(batches[progress.step], self.precision.device)
+            loss = self._step(tokens, rows, targets)
+            progress.step += 1
+            progress.steps += 1
+            progress.tokens += len(tokens)
+            progress.loss_sum += loss * len(tokens)
+            progress.loss_tokens += len(tokens)
+            progress.seconds += time.perf_counter() - started
+            if not bar.disable:
+                speed = progress.tokens / progress.seconds
+                bar.set_description_str(f"loss {loss:.3f}, {speed:.0f} tokens/s", refresh=False)
+                bar.update(100 * self.spent() - bar.n)
+            if progress.steps % self.settings["eval_every_steps"] == 0 or self.spent() >= 1:
+                self._evaluate()
+            every = self.settings["save_every_steps"]
+            if (every and progress.steps % every == 0) or self.stop.signum is not None or self.spent() >= 1:
+                save_state(self.run.last, self.parameters, self.optimizer, asdict(progress))
+                self.stop.check()
+        if progress.step == len(batches):
+            progress.passes, progress.step = progress.passes + 1, 0
+
+    def _step(self, tokens: Tensor, rows: Rows, targets: Tensor) -> float:
+        """One update; returns the mean loss."""
+        spent = self.spent()
+        decayed = 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, spent)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings["lr"] * min(decayed, (spent + 1e-4) / WARM_UP)
+        with self.precision.autocast():
+            loss = self.model.loss(tokens, rows, targets) / len(tokens)
+        self.precision.update(loss, self.optimizer, MAX_NORM)
+        if not math.isfinite(loss.item()):
+            raise TrainingFailed(f"step {self.progress.steps + 1}: the loss is no longer finite; try a lower --lr")
+        return loss.item()
+
+    def _evaluate(self) -> None:
+        progress, started = self.progress, time.perf_counter()
+        nats = total_loss(self.model, self.held_out, self.precision, self.settings["batch_tokens"])
+        metrics = {
+            "step": progress.steps,
+            "train_loss": progress.loss_sum / progress.loss_tokens,
+            "val_loss": nats / sum(self.held_out.lengths),
+            "val_nats_per_byte": nats / self.held_out.bytes,
+            "train_tokens": progress.tokens,
+            "train_seconds": round(progress.seconds, 3),
+            "eval_seconds": round(time.perf_counter() - started, 3),
+        }
+        progress.loss_sum, progress.loss_tokens = 0.0, 0
+        self.run.log(metrics)
+        print(
+            f"step {progress.steps}, {100 * min(1, self.spent()):.1f} % of the budget, {progress.tokens:,} tokens: "
+            f"train loss {metrics['train_loss']:.3f}, held-out loss {metrics['val_loss']:.3f} nats a token, "
+            f"{metrics['val_nats_per_byte']:.4f} a byte, {progress.tokens / progress.seconds:.0f} tokens/s",
+            flush=True,
+        )
+
+
+@torch.inference_mode()
+def total_loss(model: GPT2LMHeadModel, pieces: Pieces, precision: Precision, most_tokens: int) -> float:
+    """Sum over all tokens of their cross-entropy, in nats, with the model in evaluation mode."""
+    model.eval()
+    order = sorted(range(len(pieces.starts)), key=pieces.lengths.__getitem__)
+    total = 0.0
+    for indices in pieces.batches(order, most_tokens):
+        with precision.autocast():
+            total += model.loss(*pieces.batch(indices, precision.device)).item()
+    model.train()
+    return total
