@@ -23,31 +23,18 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
 def main(arguments: list[str] | None = None) -> int:
     settings = parse_flags(arguments)
 
-    from safetensors import SafetensorError
+    from training.script import run_script
 
-    from config import InputError
-    from training.hardware import keep_freed_memory
-    from training.interrupt import Interrupted, StopRequest
-    from training.trainer import TrainingFailed
+    return run_script("classifier.py", lambda stop: fine_tune_all(settings, stop))
 
+
+def fine_tune_all(settings: dict, stop) -> None:
+    """Reads every file before it trains on any: a bad one ends it before hours pass."""
+    make_folders(settings)
     datasets = ("sst", "cfimdb") if settings["dataset"] == "both" else (settings["dataset"],)
-    keep_freed_memory()
-    try:
-        make_folders(settings)
-        with StopRequest() as stop:
-            tasks = {dataset: read(dataset, settings) for dataset in datasets}  # a bad file ends it before hours pass
-            for dataset, (task, splits) in tasks.items():
-                train_and_report(task, splits, settings | {"dataset": dataset}, stop)
-    except InputError as error:
-        print("classifier.py: error:", *str(error).split(), file=sys.stderr)
-        return 2
-    except Interrupted as interrupt:
-        print(f"classifier.py: {interrupt}: stopped; --resume goes on from the last save", file=sys.stderr)
-        return interrupt.exit_code
-    except (TrainingFailed, OSError, SafetensorError) as error:
-        print("classifier.py:", *str(error).split(), file=sys.stderr)
-        return 1
-    return 0
+    tasks = {dataset: read(dataset, settings) for dataset in datasets}
+    for dataset, (task, splits) in tasks.items():
+        train_and_report(task, splits, settings | {"dataset": dataset}, stop)
 
 
 def make_folders(settings: dict) -> None:

@@ -54,25 +54,9 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
 def main(arguments: list[str] | None = None) -> int:
     settings = parse_flags(arguments)
 
-    from config import InputError
-    from training.hardware import keep_freed_memory
-    from training.interrupt import Interrupted, StopRequest
-    from training.trainer import TrainingFailed
+    from training.script import run_script
 
-    keep_freed_memory()
-    try:
-        with StopRequest() as stop:
-            pretrain(settings, stop)
-    except InputError as error:
-        print("pretrain.py: error:", *str(error).split(), file=sys.stderr)
-        return 2
-    except Interrupted as interrupt:
-        print(f"pretrain.py: {interrupt}: stopped; --resume goes on from the last save", file=sys.stderr)
-        return interrupt.exit_code
-    except (TrainingFailed, OSError) as error:
-        print("pretrain.py:", *str(error).split(), file=sys.stderr)
-        return 1
-    return 0
+    return run_script("pretrain.py", lambda stop: pretrain(settings, stop))
 
 
 def pretrain(settings: dict, stop) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from models.heads import GPT2LMHeadModel
 from modules.ragged import Rows
 from optimizer import AdamW
+from training.batching import shuffled
 from training.checkpoint import load_state, save_state
 from training.hardware import Precision
 from training.interrupt import StopRequest
@@ -36,6 +37,7 @@ class Progress:
     seconds: float = 0.0
     loss_sum: float = 0.0  # since the last line of metrics
     loss_tokens: int = 0
+    scaler: dict | None = None  # fp16 loss scaling
 
 
 class Pieces:
@@ -128,6 +130,8 @@ class Pretrainer:
             self.progress = Progress(**load_state(self.run.last, self.parameters, self.optimizer))
             kept = [line for line in self.run.metrics() if line["step"] <= self.progress.steps]
             self.run.keep_epochs(len(kept))
+            if self.progress.scaler:
+                self.precision.scaler.load_state_dict(self.progress.scaler)
         with tqdm(total=100, disable=None, bar_format="{desc} {n:.1f}% |{bar}| {elapsed}<{remaining}") as bar:
             bar.update(100 * self.spent())
             while self.spent() < 1:
@@ -141,8 +145,8 @@ class Pretrainer:
 
     def _pass(self, bar: tqdm) -> None:
         progress = self.progress
-        generator = torch.Generator().manual_seed((self.settings["seed"] * 1_000_003 + progress.passes) % 2**63)
-        order = torch.randperm(len(self.train.starts), generator=generator).tolist()
+        count = len(self.train.starts)
+        (order,) = shuffled(count, count, self.settings["seed"], progress.passes)
         batches = self.train.batches(order, self.settings["batch_tokens"])
         self.model.train()
         while progress.step < len(batches) and self.spent() < 1:
@@ -163,6 +167,7 @@ class Pretrainer:
                 self._evaluate()
             every = self.settings["save_every_steps"]
             if (every and progress.steps % every == 0) or self.stop.signum is not None or self.spent() >= 1:
+                progress.scaler = self.precision.scaler.state_dict()
                 save_state(self.run.last, self.parameters, self.optimizer, asdict(progress))
                 self.stop.check()
         if progress.step == len(batches):
