@@ -133,7 +133,7 @@ class Pretrainer:
             if self.progress.scaler:
                 self.precision.scaler.load_state_dict(self.progress.scaler)
         with tqdm(total=100, disable=None, bar_format="{desc} {n:.1f}% |{bar}| {elapsed}<{remaining}") as bar:
-            bar.update(100 * self.spent())
+            bar.update(min(100, 100 * self.spent()))
             while self.spent() < 1:
                 self._pass(bar)
 
@@ -162,7 +162,7 @@ class Pretrainer:
             if not bar.disable:
                 speed = progress.tokens / progress.seconds
                 bar.set_description_str(f"loss {loss:.3f}, {speed:.0f} tokens/s", refresh=False)
-                bar.update(100 * self.spent() - bar.n)
+                bar.update(min(100, 100 * self.spent()) - bar.n)
             if progress.steps % self.settings["eval_every_steps"] == 0 or self.spent() >= 1:
                 self._evaluate()
             every = self.settings["save_every_steps"]
@@ -200,11 +200,10 @@ class Pretrainer:
         }
         progress.loss_sum, progress.loss_tokens = 0.0, 0
         self.run.log(metrics)
-        print(
+        tqdm.write(
             f"step {progress.steps}, {100 * min(1, self.spent()):.1f} % of the budget, {progress.tokens:,} tokens: "
             f"train loss {metrics['train_loss']:.3f}, held-out loss {metrics['val_loss']:.3f} nats a token, "
             f"{metrics['val_nats_per_byte']:.4f} a byte, {progress.tokens / progress.seconds:.0f} tokens/s",
-            flush=True,
         )
 
 
