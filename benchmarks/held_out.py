@@ -19,7 +19,8 @@ def ngram_nats(train: list[list[int]], held_out: list[list[int]], end_of_text: i
     """Total cross-entropy, in nats, of documents under an interpolated Kneser-Ney model (Chen & Goodman 1999).
 
     Every n-gram has a number: that of its first n-1 tokens times the size of the vocabulary, plus its last token,
-    looked up in the sorted list of those that training saw. The discount of an order is n1 / (n1 + 2 n2).
+    looked up in the sorted list of those that training saw. The discount of an order is n1 / (n1 + 2 n2), or a half
+    if n1 is 0.
     """
     seen, asked = (_stream(documents, end_of_text) for documents in (train, held_out))
     counted = _is_asked(train)  # what stands before a document is a context, but was never predicted
@@ -44,7 +45,7 @@ def ngram_nats(train: list[list[int]], held_out: list[list[int]], end_of_text: i
             places = first[k + 1][counted[first[k + 1]]]
             counts = np.bincount(numbers[k][places], minlength=len(keys[k]))
         once, twice = (counts == 1).sum(), (counts == 2).sum()
-        discount = once / max(1, once + 2 * twice)
+        discount = once / (once + 2 * twice) if once else 0.5
         contexts = keys[k] // vocab_size if k else np.zeros(vocab_size, dtype=np.int64)
         size = contexts.max() + 1
         total = np.bincount(contexts, weights=counts, minlength=size)

@@ -256,7 +256,7 @@ def kneser_ney(train, held_out, end_of_text, vocab_size, order):
         if not after:
             return lower
         once, twice = (sum(n == wanted for n in counts[k].values()) for wanted in (1, 2))
-        discount = once / max(1, once + 2 * twice)
+        discount = once / (once + 2 * twice) if once else 0.5
         total = sum(after.values())
         return max(after.get(token, 0) - discount, 0) / total + discount * len(after) / total * lower
 
