@@ -5,11 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from training.flags import Parser, add_common_flags
+from training.flags import DEMO, Parser, add_common_flags
+
+DEMO_IS_OVER = """\
+These are toy data: they show that everything works, not how well. The real thing:
+  ./setup.sh python data/download.py
+  ./setup.sh python classifier.py --fine-tune-mode full-model --model_size mini
+or, with the published weights from the Hub, --model_size gpt2."""
 
 
 def parse_flags(arguments: list[str] | None = None) -> dict:
-    parser = Parser(prog="classifier.py", description=__doc__)
+    parser = Parser(DEMO | {"fine_tune_mode": "full-model"}, prog="classifier.py", description=__doc__)
     task = parser.add_argument_group("task")
     task.add_argument("--dataset", choices=("both", "sst", "cfimdb"), default="both", help="one run each")
     task.add_argument(
@@ -35,6 +41,8 @@ def fine_tune_all(settings: dict, stop) -> None:
     tasks = {dataset: read(dataset, settings) for dataset in datasets}
     for dataset, (task, splits) in tasks.items():
         train_and_report(task, splits, settings | {"dataset": dataset}, stop)
+    if settings["demo"]:
+        print(DEMO_IS_OVER)
 
 
 def make_folders(settings: dict) -> None:

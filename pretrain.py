@@ -5,15 +5,37 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from training.flags import Parser, add_hardware_flags, add_resuming_flags, number, whole_number
+from training.flags import TOY_DATA, Parser, add_hardware_flags, add_resuming_flags, number, whole_number
+
+DEMO = {
+    "corpus": [str(TOY_DATA / "sonnets.txt")],
+    "held_out": 0.2,
+    "output_dir": "runs/demo/pretrain",
+    "vocab_size": 512,
+    "n_layer": 2,
+    "n_embd": 128,
+    "n_head": 4,
+    "n_positions": 256,
+    "dropout": 0.1,
+    "tokens": 60_000,
+    "batch_tokens": 512,
+    "eval_every_steps": 25,
+}
+DEMO_IS_OVER = """\
+These are toy data: they show that everything works, not how well. The real thing:
+  ./setup.sh python pretrain.py --corpus FILE_OR_FOLDER --minutes 120"""
 
 
 def parse_flags(arguments: list[str] | None = None) -> dict:
-    parser = Parser(prog="pretrain.py", description=__doc__)
+    parser = Parser(DEMO, prog="pretrain.py", description=__doc__)
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--corpus", nargs="+", required=True, metavar="PATH",
+        "--corpus", nargs="+", metavar="PATH",
         help="text files, .gz or plain, or folders of .txt and .txt.gz files; documents are parted by blank lines",
+    )  # fmt: skip
+    data.add_argument(
+        "--leave_out", nargs="+", default=[], metavar="PATH",
+        help="files the model will be scored on: documents that share eight words in a row with them are left out",
     )  # fmt: skip
     data.add_argument(
         "--held_out", type=number(above=0, below=1), default=0.01, metavar="SHARE", help="of the documents, to score on"
@@ -22,9 +44,9 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
 
     model = parser.add_argument_group("model")
     model.add_argument("--vocab_size", type=whole_number(257), default=8192, metavar="N", help="of the tokenizer")
-    model.add_argument("--n_layer", type=whole_number(1), default=6, metavar="N", help="blocks")
-    model.add_argument("--n_embd", type=whole_number(1), default=256, metavar="N", help="width")
-    model.add_argument("--n_head", type=whole_number(1), default=8, metavar="N", help="heads of attention")
+    model.add_argument("--n_layer", type=whole_number(1), default=3, metavar="N", help="blocks")
+    model.add_argument("--n_embd", type=whole_number(1), default=224, metavar="N", help="width")
+    model.add_argument("--n_head", type=whole_number(1), default=7, metavar="N", help="heads of attention")
     model.add_argument("--n_positions", type=whole_number(2), default=512, metavar="N", help="tokens of context")
     model.add_argument(
         "--dropout", type=number(least=0, below=1), default=0.0, metavar="P", help="in training, all three"
@@ -32,23 +54,30 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
     model.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the weights as saved")
 
     training = parser.add_argument_group("training")
-    budget = training.add_mutually_exclusive_group(required=True)
+    budget = training.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=number(above=0), metavar="N", help="of training")
     budget.add_argument(
         "--tokens", type=whole_number(1), metavar="N", help="to train on, over as many passes as it takes"
     )
-    training.add_argument("--batch_tokens", type=whole_number(2), default=4096, metavar="N", help="a step, at most")
-    training.add_argument("--lr", type=number(above=0), default=2e-3, metavar="RATE", help="at its highest")
+    training.add_argument("--batch_tokens", type=whole_number(2), default=1024, metavar="N", help="a step, at most")
+    training.add_argument("--lr", type=number(above=0), default=1e-3, metavar="RATE", help="at its highest")
     training.add_argument("--weight_decay", type=number(least=0), default=0.1, metavar="W", help="of matrices")
     training.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=11711, metavar="N", help="of everything random"
     )
     training.add_argument(
-        "--eval_every_steps", type=whole_number(1), default=500, metavar="N", help="score every N steps"
+        "--eval_every_steps", type=whole_number(1), default=2000, metavar="N", help="score every N steps"
     )
     add_resuming_flags(training)
     add_hardware_flags(parser)
-    return vars(parser.parse_args(arguments))
+    settings = vars(parser.parse_args(arguments))
+    if not settings["corpus"]:
+        parser.error("--corpus PATH says what to train on")
+    if settings["minutes"]:
+        settings["tokens"] = None  # of the demo
+    if not settings["minutes"] and not settings["tokens"]:
+        parser.error("--minutes N or --tokens N says for how long to train")
+    return settings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,14 +97,18 @@ def pretrain(settings: dict, stop) -> None:
     from models.heads import GPT2LMHeadModel
     from models.pretrained import save_pretrained, save_tokenizer
     from models.tokenizer import train_tokenizer
-    from tasks.corpus import find_texts, hold_out, read_documents
+    from tasks.corpus import find_texts, hold_out, leave_out, read_documents
     from training.hardware import Precision, describe, make_deterministic, pick_device
     from training.pretraining import Pieces, Pretrainer
     from training.run import Run
 
     precision = Precision(settings["precision"], pick_device(settings["device"]))
-    files = find_texts(settings["corpus"])
-    splits = dict(zip(("train", "held out"), hold_out(read_documents(files), settings["held_out"]), strict=True))
+    files, scored_on = find_texts(settings["corpus"]), find_texts(settings["leave_out"])
+    documents = read_documents(files)
+    allowed = leave_out(documents, scored_on)
+    if scored_on:
+        print(f"{len(documents) - len(allowed)} of {len(documents):,} documents are left out", flush=True)
+    splits = dict(zip(("train", "held out"), hold_out(allowed, settings["held_out"]), strict=True))
     tokenizer = train_tokenizer(splits["train"], settings["vocab_size"], settings["n_positions"])
     shape = {name: settings[name] for name in ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")}
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
@@ -91,7 +124,7 @@ def pretrain(settings: dict, stop) -> None:
         Path(settings["output_dir"]),
         settings,
         {
-            "data": [[path.name, sha256(path)] for path in files],
+            "data": [[path.name, sha256(path)] for path in files + scored_on],
             "model": {},
             "hardware": describe(precision.device),
             "precision": precision.name,
@@ -111,6 +144,8 @@ def pretrain(settings: dict, stop) -> None:
     save_tokenizer(tokenizer, run.best)
     save_pretrained(model, config, run.best, getattr(torch, settings["dtype"]))
     print(f"the model is {run.best}", flush=True)
+    if settings["demo"]:
+        print(DEMO_IS_OVER)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="a directory that pretrain.py made")
     parser.add_argument("--corpus", nargs="+", required=True, help="what it was pretrained on")
+    parser.add_argument("--leave_out", nargs="+", default=[], help="as in pretraining")
     parser.add_argument("--held_out", type=float, default=0.01, help="as in pretraining")
     arguments = parser.parse_args()
 
@@ -95,11 +96,12 @@ def main() -> None:
     from models.gpt2 import GPT2Model
     from models.heads import GPT2LMHeadModel
     from models.pretrained import load_tokenizer
-    from tasks.corpus import find_texts, hold_out, read_documents
+    from tasks.corpus import find_texts, hold_out, leave_out, read_documents
     from training.hardware import Precision
     from training.pretraining import Pieces, total_loss
 
-    train, held_out = hold_out(read_documents(find_texts(arguments.corpus)), arguments.held_out)
+    documents = leave_out(read_documents(find_texts(arguments.corpus)), find_texts(arguments.leave_out))
+    train, held_out = hold_out(documents, arguments.held_out)
     config = GPT2Config.from_file(arguments.model / "config.json")
     tokenizer = load_tokenizer(arguments.model, config)
     train_ids, ids = (tokenizer(documents, verbose=False)["input_ids"] for documents in (train, held_out))

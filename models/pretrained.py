@@ -57,8 +57,6 @@ def locate(model: str | Path) -> Path:
         InputError: none of these, or out of reach; says what was tried and which flag helps.
     """
     if model == "mini":
-        if not (EMBEDDED / "config.json").is_file():
-            raise InputError("--model_size mini: this version carries no embedded model yet; use --model_path DIR")
         return EMBEDDED
     if model in PUBLISHED:
         return _fetch(model)

@@ -6,9 +6,12 @@ import gzip
 import hashlib
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from config import InputError
+
+SHARED_WORDS = 8
 
 
 def find_texts(paths: list[str]) -> list[Path]:
@@ -34,15 +37,38 @@ def read_documents(paths: list[Path]) -> list[str]:
     """
     documents = []
     for path in paths:
-        try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                text = file.read().decode("utf-8-sig")
-        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-        documents += [document.strip("\n") for document in re.split(r"\n[ \t]*(?:\r?\n)+", text) if document.strip()]
+        parts = re.split(r"\n[ \t]*(?:\r?\n)+", _read(path))
+        documents += [document.strip("\n") for document in parts if document.strip()]
     if not documents:
         raise InputError(f"{', '.join(map(str, paths))}: no text in there")
     return documents
+
+
+def _read(path: Path) -> str:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return file.read().decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def leave_out(documents: list[str], paths: list[Path]) -> list[str]:
+    """The documents that share no SHARED_WORDS words in a row, whatever their case and punctuation, with these files.
+
+    So that a model is not scored on what it has read (Radford et al. 2019, section 4, count overlap in 8-grams).
+    A file is any text; an end of a line or a tab ends a passage.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    passages = (passage for path in paths for passage in re.split(r"[\t\r\n]", _read(path)))
+    forbidden = {words for passage in passages for words in _runs_of_words(passage)}
+    return [document for document in documents if forbidden.isdisjoint(_runs_of_words(document))]
+
+
+def _runs_of_words(text: str) -> Iterator[tuple[str, ...]]:
+    words = re.findall(r"[^\W_]+", text.lower())
+    return zip(*(words[i:] for i in range(SHARED_WORDS)), strict=False)
 
 
 def hold_out(documents: list[str], share: float) -> tuple[list[str], list[str]]:

@@ -59,7 +59,8 @@ class Sentiment:
         """Reads `train`, `dev` or `test`.
 
         Rows that cannot be used (no label, one that is not a whole number or not a class, no text) are left out of
-        `train` and `dev`. Of `test` nothing is left out, and it need have no labels.
+        `train` and `dev`. Of `test` nothing is left out, and it need have no labels; those of a file of ids and labels
+        beside it, `ids-DATASET-test-labels.csv`, are taken for its own.
 
         Raises:
             InputError: the file cannot be read, or more than 1 % of its rows cannot be used.
@@ -67,11 +68,12 @@ class Sentiment:
         testing = split == "test"
         path = self.data_dir / f"ids-{self.name}-{'test-student' if testing else split}.csv"
         rows = read_table(path, ("id", "sentence") if testing else ("id", "sentence", "sentiment"))
+        labels = self._labels_of_test() if testing else {}
         used = Split(path, [], [], [], [])
         for row in rows:
             id_, text, label, problem = row.fields["id"].strip(), row.fields["sentence"].strip(), None, row.problem
             try:
-                label = parse_label(row.fields.get("sentiment", ""), len(self.labels))
+                label = parse_label(row.fields.get("sentiment") or labels.get(id_, ""), len(self.labels))
             except ValueError as error:
                 problem = problem or str(error)
             if not text:
@@ -86,6 +88,12 @@ class Sentiment:
         if not used.ids:
             raise InputError(f"{path}: no row of it can be used; the first: {used.bad[0].reason}")
         return used
+
+    def _labels_of_test(self) -> dict[str, str]:
+        path = self.data_dir / f"ids-{self.name}-test-labels.csv"
+        if not path.is_file():
+            return {}
+        return {row.fields["id"].strip(): row.fields["sentiment"] for row in read_table(path, ("id", "sentiment"))}
 
     def score(self, logits: np.ndarray, labels: list[int]) -> dict[str, float]:
         """

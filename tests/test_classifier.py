@@ -134,7 +134,7 @@ def test_help_imports_nothing_slow():
 
 
 def test_help_lists_every_flag_once(capsys):
-    parser = Parser(prog="any.py")
+    parser = Parser({}, prog="any.py")
     add_common_flags(parser, epochs=1, batch_size=2, lr=3.0)
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
@@ -142,7 +142,7 @@ def test_help_lists_every_flag_once(capsys):
 
 
 @pytest.mark.parametrize(
-    "case", ["no data", "bad rows", "missing column", "no model", "not a model", "offline", "mini", "no GPU"]
+    "case", ["no data", "bad rows", "missing column", "no model", "not a model", "offline", "no GPU"]
 )
 def test_bad_input_gets_one_line_and_2(data_dir, save_stock, tmp_path, case):
     model = save_stock()
@@ -166,10 +166,6 @@ def test_bad_input_gets_one_line_and_2(data_dir, save_stock, tmp_path, case):
     elif case == "offline":
         del arguments["--model_path"]
         expected = "--model_path DIR takes a local copy, --model_size mini"
-    elif case == "mini":
-        del arguments["--model_path"]
-        arguments["--model_size"] = "mini"
-        expected = "--model_size mini"
     else:
         if __import__("torch").cuda.is_available():
             pytest.skip("this machine has a GPU")

@@ -29,7 +29,7 @@ from models.heads import GPT2LMHeadModel
 from models.pretrained import load_weights
 from models.tokenizer import train_tokenizer
 from modules.cross_entropy import LinearCrossEntropy
-from tasks.corpus import find_texts, hold_out, read_documents
+from tasks.corpus import find_texts, hold_out, leave_out, read_documents
 from training.hardware import Precision
 from training.interrupt import Interrupted
 from training.pretraining import Pieces, total_loss
@@ -126,6 +126,25 @@ def test_a_document_keeps_its_side(documents, data):
     some = data.draw(st.lists(st.sampled_from(documents), min_size=20))
     for side, others in zip((training, held_out), hold_out(some + training[:1] + held_out[:1], 0.3), strict=True):
         assert set(others) <= set(side)
+
+
+words = st.lists(st.sampled_from("one two three four five".split()), max_size=30)
+
+
+@settings(max_examples=200, deadline=None)
+@given(documents=st.lists(words, max_size=4), passages=st.lists(words, min_size=1, max_size=4))
+def test_documents_that_share_eight_words_with_what_is_scored_on_are_left_out(tmp_path_factory, documents, passages):
+    file = tmp_path_factory.mktemp("scored") / "on.csv"
+    lines = [" ".join(passage) for passage in passages]
+    file.write_text("\t".join(lines[:2]) + "\n" + "\n".join(lines[2:]))
+
+    def runs(words):
+        return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
+
+    forbidden = set().union(*map(runs, passages))
+    texts = [", ".join(words).upper() + "!" for words in documents]
+    expected = [text for text, words in zip(texts, documents, strict=True) if not runs(words) & forbidden]
+    assert leave_out(texts, [file]) == expected
 
 
 @settings(max_examples=50, deadline=None)

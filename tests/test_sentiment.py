@@ -72,6 +72,13 @@ def test_refuses_what_is_no_file(tmp_path):
         read_table(tmp_path, ("id",))
 
 
+def test_labels_of_a_test_file_may_lie_in_a_file_beside_it(tmp_path):
+    write_rows(tmp_path / "ids-sst-test-student.csv", ["id", "sentence"], [["a", "x"], ["b", "y"], ["c", "z"]])
+    assert Sentiment("sst", tmp_path).read("test").labels == [None, None, None]
+    write_rows(tmp_path / "ids-sst-test-labels.csv", ["id", "sentiment"], [["c", 4], ["a", 2], ["other", 1]])
+    assert Sentiment("sst", tmp_path).read("test").labels == [2, None, 4]
+
+
 @pytest.mark.parametrize(("text", "label"), [("0", 0), ("4", 4), (" 3 ", 3), ("2.0", 2), ("1.", 1), ("+1", 1)])
 def test_labels(text, label):
     assert parse_label(text, 5) == label

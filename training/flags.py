@@ -6,9 +6,17 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 MODEL_SIZES = ("mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+TOY_DATA = Path(__file__).resolve().parents[1] / "data" / "mini"
+DEMO = {  # what --demo sets in every fine-tuning script
+    "model_size": "mini",
+    "data_dir": str(TOY_DATA),
+    "output_dir": "runs/demo",
+    "predictions_dir": "predictions/demo",
+}
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -19,18 +27,31 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes `-` and `_` alike in a flag's name, and answers a wrong one with one line."""
+    """Takes `-` and `_` alike in a flag's name, and answers a wrong one with one line.
 
-    def __init__(self, **kwargs):
+    Args:
+        demo: the defaults that `--demo` puts in place of the usual ones; flags that are given stand.
+    """
+
+    def __init__(self, demo: dict, **kwargs):
         super().__init__(
             allow_abbrev=False,
             formatter_class=_Help,
             epilog="In a flag's name - and _ are the same.",
             **kwargs,
         )
+        self.demo = demo
+        self.add_argument(
+            "--demo", action="store_true", help="toy data and the embedded model: a minute or two, no download"
+        )
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
-        return super().parse_args([_underscored(arg) for arg in (sys.argv[1:] if args is None else args)], namespace)
+        arguments = [_underscored(arg) for arg in (sys.argv[1:] if args is None else args)]
+        settings = super().parse_args(arguments, namespace)
+        if settings.demo:
+            self.set_defaults(**self.demo)
+            settings = super().parse_args(arguments, namespace)
+        return settings
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")

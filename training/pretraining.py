@@ -88,7 +88,7 @@ class Pieces:
 
 
 class Pretrainer:
-    """Trains until the budget is spent: linear warm-up, then cosine decay to a tenth (Brown et al. 2020, appendix B).
+    """Trains until the budget is spent: linear warm-up, then linear decay to nothing (Bergsma et al. 2025).
 
     Args:
         model: in training from its present weights.
@@ -116,7 +116,8 @@ class Pretrainer:
         matrices = [p for p in self.parameters.values() if p.dim() > 1]
         vectors = [p for p in self.parameters.values() if p.dim() == 1]
         groups = [{"params": matrices, "weight_decay": settings["weight_decay"]}, {"params": vectors}]
-        self.optimizer = AdamW(groups, lr=settings["lr"], betas=(0.9, 0.95), eps=1e-8)
+        # Batches are small, so the squares are averaged over more of them than the usual 20.
+        self.optimizer = AdamW(groups, lr=settings["lr"], betas=(0.9, 0.99), eps=1e-8)
         self.progress = Progress()
 
     def fit(self) -> None:
@@ -176,9 +177,8 @@ class Pretrainer:
     def _step(self, tokens: Tensor, rows: Rows, targets: Tensor) -> float:
         """One update; returns the mean loss."""
         spent = self.spent()
-        decayed = 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, spent)))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings["lr"] * min(decayed, (spent + 1e-4) / WARM_UP)
+            group["lr"] = self.settings["lr"] * min((spent + 1e-4) / WARM_UP, 1 - spent)
         with self.precision.autocast():
             loss = self.model.loss(tokens, rows, targets) / len(tokens)
         self.precision.update(loss, self.optimizer, MAX_NORM)

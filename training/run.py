@@ -13,9 +13,10 @@ from config import InputError
 from models.files import write_text
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "scikit-learn", "numpy")
-# Between a run and its resumption; what lies at the paths is compared by its hash.
+# Between a run and its resumption; what lies at the paths is compared by its hash, what --demo sets by itself.
 _MAY_DIFFER = {
-    "resume", "save_every_steps", "output_dir", "predictions_dir", "data_dir", "corpus", "model_path", "device",
+    "resume", "demo", "save_every_steps", "output_dir", "predictions_dir", "data_dir", "corpus", "leave_out",
+    "model_path", "device",
 }  # fmt: skip
 _MUST_AGREE = ("data", "model", "precision")
 
