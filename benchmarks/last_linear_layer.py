@@ -10,11 +10,14 @@ from timing import describe_machine  # isort: skip
 import contextlib
 import io
 import time
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
 import classifier
+from tasks.report import read_splits
+from tasks.sentiment import Sentiment
 from training.finetune import fine_tune
 from training.hardware import keep_freed_memory
 from training.interrupt import StopRequest
@@ -24,13 +27,13 @@ def main() -> None:
     describe_machine()
     keep_freed_memory()
     settings = classifier.parse_flags() | {"dataset": "sst", "fine_tune_mode": "last-linear-layer"}
-    task, splits = classifier.read("sst", settings)
+    task = Sentiment("sst", settings["data_dir"])
+    splits = read_splits(task, settings)
     seconds, logits = {}, {}
     for store in (True, False):
         with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             started = time.perf_counter()
-            run = settings | {"output_dir": folder}
-            result = fine_tune("run", task.labels, splits, task.score, run, StopRequest(), store_features=store)
+            result = fine_tune(Path(folder), task, splits, settings, StopRequest(), store_features=store)
             seconds[store], logits[store] = time.perf_counter() - started, result.predictions
     same = all(np.array_equal(logits[True][split], logits[False][split]) for split in logits[True])
     print(

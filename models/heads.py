@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from config import GPT2Config
@@ -26,7 +28,7 @@ class GPT2ForSequenceClassification(nn.Module):
         dropout: probability of dropout before the linear layer (paper, section 5.3: 0.3).
     """
 
-    def __init__(self, transformer: GPT2Model, labels: list[str], dropout: float = 0.0):
+    def __init__(self, transformer: GPT2Model, labels: Sequence[str], dropout: float = 0.0):
         super().__init__()
         self.transformer = transformer
         self.dropout = Dropout(dropout)
@@ -47,6 +49,11 @@ class GPT2ForSequenceClassification(nn.Module):
         model = cls(empty(GPT2Model, config), labels)
         load_weights(model, directory)
         return model.eval()
+
+    @torch.no_grad()
+    def start_head_from(self, tokens: list[int]) -> None:
+        """Gives each class the embedding of a token: its logit is then what a language model gives that token."""
+        self.score.weight.copy_(self.transformer.wte.weight[tokens])
 
     def freeze_transformer(self) -> None:
         """Leaves only the head to train. The network then computes as in evaluation, without dropout, always: what

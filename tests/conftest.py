@@ -58,6 +58,11 @@ def scramble(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache of tokens"))
+
+
 @pytest.fixture
 def save_stock(tmp_path: Path) -> Callable[..., Path]:
     """Saves a stock model of random weights, and a tokenizer, to a directory of its own."""

@@ -135,7 +135,7 @@ def test_help_imports_nothing_slow():
 
 def test_help_lists_every_flag_once(capsys):
     parser = Parser({}, prog="any.py")
-    add_common_flags(parser, epochs=1, batch_size=2, lr=3.0)
+    add_common_flags(parser, epochs=1, batch_size=2, lr=3.0, hidden_dropout_prob=0.5)
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     assert "--data_dir DIR" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from config import InputError
 from tasks.baselines import fit_baselines
+from tasks.classification import score
 from tasks.sentiment import Sentiment
 from tasks.table import parse_label, read_table, refuse_if_too_many, write_predictions
 
@@ -155,9 +156,8 @@ def test_prediction_files_are_the_courses(tmp_path):
 
 
 def test_scores_are_scikit_learns():
-    task = Sentiment("sst", "nowhere")
     logits = np.array([[5, 0, 0, 0, 0], [0, 5, 0, 0, 0], [5, 0, 0, 0, 0], [0, 0, 0, 0, 5]], dtype=np.float32)
-    scores = task.score(logits, [0, 1, 1, 4])
+    scores = score(logits, [0, 1, 1, 4])
     right, wrong = np.log(np.exp(5) + 4) - 5, np.log(np.exp(5) + 4)
     assert scores["loss"] == pytest.approx((3 * right + wrong) / 4, rel=1e-6)
     assert scores["acc"] == 0.75
@@ -165,7 +165,7 @@ def test_scores_are_scikit_learns():
 
 
 def test_scores_where_a_class_does_not_occur():
-    assert Sentiment("sst", "nowhere").score(np.eye(5, dtype=np.float32)[:1], [0])["acc"] == 1
+    assert score(np.eye(5, dtype=np.float32)[:1], [0])["acc"] == 1
 
 
 def test_baselines():

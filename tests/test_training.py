@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -24,7 +24,7 @@ from models.gpt2 import GPT2Model
 from models.heads import GPT2ForSequenceClassification
 from tasks.sentiment import Sentiment
 from training.batching import EVALUATION_TOKENS, TokenExamples, by_length, shuffled
-from training.finetune import fine_tune, tokenize
+from training.finetune import fine_tune
 from training.hardware import PeakMemory, Precision, make_deterministic, pick_device
 from training.interrupt import Interrupted, StopRequest
 from training.trainer import TrainingFailed, predict
@@ -47,7 +47,7 @@ def train(data_dir: Path, model: Path, output: Path, store_features: bool = True
     task = Sentiment(settings_["dataset"], data_dir)
     splits = {name: task.read(name) for name in ("train", "dev", "test")}
     stop = stop or StopRequest()
-    return fine_tune("run", task.labels, splits, task.score, settings_, stop, store_features=store_features)
+    return fine_tune(output / "run", task, splits, settings_, stop, store_features=store_features)
 
 
 def metrics(run: Path) -> list[dict]:
@@ -110,7 +110,7 @@ def test_best_is_the_epoch_with_the_best_dev_accuracy(data_dir, save_stock, tmp_
     again = GPT2ForSequenceClassification.from_pretrained(result.run / "best")
     from transformers import AutoTokenizer
 
-    examples = tokenize(AutoTokenizer.from_pretrained(result.run / "best"), dev)
+    examples = task.encode(AutoTokenizer.from_pretrained(result.run / "best"), dev)
     logits = predict(again, again, examples, Precision("fp32", CPU), StopRequest(), "dev")
     assert np.array_equal(logits.argmax(axis=1), result.predictions["dev"])
 
@@ -276,9 +276,13 @@ def test_predictions_come_in_the_order_of_the_examples(lengths, seed):
     model = GPT2ForSequenceClassification(GPT2Model(GPT2Config(50, 64, 16, 1, 2)), ["a", "b"])
     model.transformer.init_weights()
     torch.nn.init.normal_(model.score.weight)
-    logits = predict(model, model, TokenExamples(rows), Precision("fp32", CPU), StopRequest(), "rows")
-    for row, ids in zip(logits, rows, strict=True):
-        alone = predict(model, model, TokenExamples([ids]), Precision("fp32", CPU), StopRequest(), "row")
+
+    def logits_of(*rows):
+        examples = TokenExamples(torch.cat([torch.tensor(ids) for ids in rows]), [len(ids) for ids in rows])
+        return predict(model, model, examples, Precision("fp32", CPU), StopRequest(), "rows")
+
+    for row, ids in zip(logits_of(*rows), rows, strict=True):
+        alone = logits_of(ids)
         np.testing.assert_allclose(row, alone[0], atol=1e-5)
 
 
@@ -288,13 +292,14 @@ def test_texts_longer_than_the_context_are_cut_and_empty_ones_are_not_empty(save
     folder = save_stock(n_positions=16)
     tokenizer = load_tokenizer(folder, GPT2Config.from_file(folder / "config.json"))
 
-    class Rows:
-        path, texts, labels = Path("file"), ["dull " * 40, "", "warm"], [None] * 3
-
-    examples = tokenize(tokenizer, Rows)
+    path = tmp_path / "ids-sst-test-student.csv"
+    write_rows(path, ["id", "sentence"], [["a", "dull " * 40], ["b", ""], ["c", "warm"]])
+    task = Sentiment("sst", tmp_path)
+    examples = task.encode(tokenizer, task.read("test"))
     assert examples.lengths[:2] == [16, 1]
-    assert examples.tokens[0].tolist() == tokenizer("dull " * 40)["input_ids"][:16]
-    assert examples.tokens[1].tolist() == [tokenizer.eos_token_id or 0]
+    tokens = examples.batch([0], CPU).inputs[0].tolist()
+    assert tokens == tokenizer("dull " * 40)["input_ids"][:16]
+    assert examples.batch([1], CPU).inputs[0].tolist() == [tokenizer.eos_token_id or 0]
     assert "1 of 3 texts are longer than 16 tokens" in capsys.readouterr().out
 
 

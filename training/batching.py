@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -34,25 +35,30 @@ class TokenExamples:
     """Texts as token ids, for a network to read.
 
     Args:
-        tokens: the token ids of each text; none may be empty.
-        labels: the class of each text, if known.
+        ids: (n,) the token ids of all texts, end to end, of any integer type.
+        lengths: how many of them each text has; at least 1.
+        labels: the class of each text; None, or None among them, where it is not known.
+        limit: tokens of a text that are read; what follows is left out.
     """
 
-    def __init__(self, tokens: Sequence[Sequence[int]], labels: Sequence[int] | None = None):
-        self.tokens = [torch.tensor(ids, dtype=torch.long) for ids in tokens]
-        self.lengths = [len(ids) for ids in tokens]
-        self.labels = None if labels is None else torch.tensor(labels)
+    def __init__(
+        self, ids: Tensor, lengths: Sequence[int], labels: Sequence[int | None] | None = None, limit: int | None = None
+    ):
+        self.ids = ids
+        self.starts = [0, *accumulate(lengths)][:-1]
+        self.lengths = [min(length, limit or length) for length in lengths]
+        self.labels = None if labels is None or None in labels else torch.tensor(labels)
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.lengths)
 
     def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
         """The texts at `indices`, the short ones first so that neighbours are alike in length."""
         indices = sorted(indices, key=self.lengths.__getitem__)
         rows = Rows([self.lengths[i] for i in indices], device)
-        tokens = torch.cat([self.tokens[i] for i in indices])
+        tokens = torch.cat([self.ids[self.starts[i] : self.starts[i] + self.lengths[i]] for i in indices])
         labels = None if self.labels is None else self.labels[indices].to(device)
-        return Batch((tokens.to(device), rows), labels, len(indices), len(tokens))
+        return Batch((tokens.long().to(device), rows), labels, len(indices), len(tokens))
 
 
 class FeatureExamples:

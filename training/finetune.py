@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -26,9 +27,26 @@ class Split(Protocol):
     """The rows of the file at `path` that are used, with their `labels` (None where unknown), and those left out."""
 
     path: Path
-    texts: list[str]
     labels: list[int | None]
     bad: list
+
+
+class Task(Protocol):
+    """What is learned.
+
+    Attributes:
+        labels: names of the classes.
+        answers: words a language model could name the classes by; None if it is not asked to.
+    """
+
+    labels: Sequence[str]
+    answers: Sequence[str] | None
+
+    def encode(self, tokenizer, split: Split) -> TokenExamples:
+        """Its rows as token ids, none longer than the tokenizer's `model_max_length`."""
+
+    def score(self, logits: np.ndarray, labels: list[int]) -> dict[str, float]:
+        """`loss`, `acc` and `f1`."""
 
 
 @dataclass
@@ -51,10 +69,9 @@ class Result:
 
 
 def fine_tune(
-    name: str,
-    labels: list[str],
+    folder: Path,
+    task: Task,
     splits: dict[str, Split],
-    score,
     settings: dict,
     stop: StopRequest,
     store_features: bool = True,
@@ -65,10 +82,8 @@ def fine_tune(
     `store_features=False` runs it anew every epoch instead, to compare with.
 
     Args:
-        name: of the run's folder in `output_dir`.
-        labels: names of the classes.
+        folder: the run's.
         splits: `train`, `dev` and `test`.
-        score: logits and labels -> `loss`, `acc` and `f1`.
         settings: the script's flags.
 
     Raises:
@@ -86,8 +101,11 @@ def fine_tune(
     transformer = GPT2Model.from_pretrained(source, config)
 
     make_deterministic(settings["seed"], precision.device)
-    model = GPT2ForSequenceClassification(transformer, labels, settings["hidden_dropout_prob"])
-    frozen = settings["fine_tune_mode"] == "last-linear-layer"
+    model = GPT2ForSequenceClassification(transformer, task.labels, settings["hidden_dropout_prob"])
+    if settings.get("head_init") == "cloze":
+        first = [tokenizer(word)["input_ids"][0] for word in task.answers]
+        model.start_head_from(first)
+    frozen = settings.get("fine_tune_mode") == "last-linear-layer"
     if frozen:
         model.freeze_transformer()
     model.to(precision.device)
@@ -101,10 +119,10 @@ def fine_tune(
             "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         },
     }
-    run = Run(Path(settings["output_dir"]) / name, settings, facts, settings["resume"])
+    run = Run(folder, settings, facts, settings["resume"])
     run.list_bad_rows([row for split in splits.values() for row in split.bad])
 
-    examples = {key: tokenize(tokenizer, split) for key, split in splits.items()}
+    examples = {key: task.encode(tokenizer, split) for key, split in splits.items()}
     forward = model
     if frozen and store_features:
         for key, texts in examples.items():
@@ -113,7 +131,7 @@ def fine_tune(
         forward = model.classify
 
     if not frozen and settings["weight_decay"] == 0:
-        used = torch.cat([ids for texts in examples.values() for ids in texts.tokens]).unique()
+        used = torch.cat([texts.ids for texts in examples.values()]).unique().long()
         transformer.wte = RowsInUse(transformer.wte, used.to(precision.device))
 
     def save_best() -> None:
@@ -123,7 +141,7 @@ def fine_tune(
             save_pretrained(model, model.config, run.best)
 
     trainer = Trainer(model, forward, settings, run, save_best, precision, stop)
-    trainer.fit(examples["train"], examples["dev"], score)
+    trainer.fit(examples["train"], examples["dev"], task.score, score_first=task.answers is not None)
 
     with whole_vocabulary(transformer):
         load_weights(model, run.best)
@@ -133,24 +151,12 @@ def fine_tune(
     metrics = run.metrics()
     return Result(
         run=run.path,
-        epoch=max(metrics, key=lambda line: line["dev_acc"])["epoch"],
-        epochs=len(metrics),
+        epoch=max((line for line in metrics if line["epoch"]), key=lambda line: line["dev_acc"])["epoch"],
+        epochs=metrics[-1]["epoch"],
         predictions=predictions,
-        seconds=sum(line["train_seconds"] + line["eval_seconds"] for line in metrics),
+        seconds=sum(line.get("train_seconds", 0) + line["eval_seconds"] for line in metrics),
     )
 
 
 def _decides_the_model(path: Path) -> bool:
     return path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", "vocab.json", "merges.txt")
-
-
-def tokenize(tokenizer, split: Split) -> TokenExamples:
-    """Token ids of a split's texts, cut at the end of the context; an empty text becomes the end-of-text token."""
-    limit = tokenizer.model_max_length
-    tokens = tokenizer(split.texts, verbose=False)["input_ids"]
-    long = sum(len(ids) > limit for ids in tokens)
-    if long:
-        print(f"{split.path}: {long} of {len(tokens)} texts are longer than {limit} tokens and cut there")
-    tokens = [ids[:limit] or [tokenizer.pad_token_id] for ids in tokens]
-    known = None if None in split.labels else split.labels
-    return TokenExamples(tokens, known)

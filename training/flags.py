@@ -99,13 +99,17 @@ def _range(least: int, most: float) -> str:
     return f"at least {least}" if most == math.inf else f"between {least} and {most:.0f}"
 
 
-def add_common_flags(parser: Parser, epochs: int, batch_size: int, lr: float) -> None:
+def add_common_flags(parser: Parser, epochs: int, batch_size: int, lr: float, hidden_dropout_prob: float) -> None:
     """Adds what every script understands; the defaults are the paper's (section 5.3)."""
     model = parser.add_argument_group("model")
     model.add_argument("--model_size", choices=MODEL_SIZES, default="gpt2", help="which GPT-2")
     model.add_argument("--model_path", metavar="DIR", help="any Hugging Face GPT-2 directory instead")
     model.add_argument(
-        "--hidden_dropout_prob", type=number(least=0, below=1), default=0.3, metavar="P", help="dropout before the head"
+        "--hidden_dropout_prob",
+        type=number(least=0, below=1),
+        default=hidden_dropout_prob,
+        metavar="P",
+        help="dropout before the head",
     )
     model.add_argument(
         "--dropout",
@@ -121,7 +125,7 @@ def add_common_flags(parser: Parser, epochs: int, batch_size: int, lr: float) ->
     data.add_argument(
         "--skip_bad_rows", action="store_true", help="go on when more than 1%% of a file's rows cannot be used"
     )
-    data.add_argument("--output_dir", default="runs", metavar="DIR", help="where the folder of each run is made")
+    data.add_argument("--output_dir", metavar="DIR", help="the run's folder, or where those of several are made")
     data.add_argument("--predictions_dir", default="predictions", metavar="DIR", help="where prediction files go")
 
     training = parser.add_argument_group("training")

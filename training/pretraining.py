@@ -129,8 +129,7 @@ class Pretrainer:
         """
         if self.run.resuming:
             self.progress = Progress(**load_state(self.run.last, self.parameters, self.optimizer))
-            kept = [line for line in self.run.metrics() if line["step"] <= self.progress.steps]
-            self.run.keep_epochs(len(kept))
+            self.run.keep_lines(lambda line: line["step"] <= self.progress.steps)
             if self.progress.scaler:
                 self.precision.scaler.load_state_dict(self.progress.scaler)
         with tqdm(total=100, disable=None, bar_format="{desc} {n:.1f}% |{bar}| {elapsed}<{remaining}") as bar:

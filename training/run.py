@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -92,6 +93,6 @@ class Run:
             return []
         return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
 
-    def keep_epochs(self, count: int) -> None:
-        """Drops the lines of epochs that were logged but, the process having died before the save, are done again."""
-        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in self.metrics()[:count]))
+    def keep_lines(self, wanted: Callable[[dict], bool]) -> None:
+        """Drops lines whose work, the process having died before the save, is done again."""
+        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in self.metrics() if wanted(line)))

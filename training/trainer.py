@@ -74,13 +74,20 @@ class Trainer:
         self.memory = PeakMemory(model, self.optimizer, precision.device)
         self.progress = Progress()
 
-    def fit(self, train: Examples, dev: Examples, score: Callable[[np.ndarray, list[int]], dict]) -> None:
+    def fit(
+        self,
+        train: Examples,
+        dev: Examples,
+        score: Callable[[np.ndarray, list[int]], dict],
+        score_first: bool = False,
+    ) -> None:
         """Trains for the epochs that are left.
 
         Args:
             train: examples to learn from.
             dev: examples to choose the epoch by.
             score: logits and labels -> `loss`, `acc` and `f1`.
+            score_first: log what the model gives before it is trained, as epoch 0.
 
         Raises:
             Interrupted: the user asked to stop; `last/` holds the step just done.
@@ -88,6 +95,8 @@ class Trainer:
         """
         if self.run.resuming:
             self._restore()
+        elif score_first:
+            self._score_untrained(dev, score)
         while self.progress.epoch < self.settings["epochs"]:
             self._train_epoch(train)
             self._finish_epoch(dev, score)
@@ -131,25 +140,34 @@ class Trainer:
         correct = (logits.argmax(dim=1) == batch.labels).sum()
         return torch.stack([loss.detach() * batch.examples, correct])
 
+    def _score_untrained(self, dev: Examples, score: Callable[[np.ndarray, list[int]], dict]) -> None:
+        scores = self._evaluate(dev, score)
+        print(f"before training: dev loss {scores['dev_loss']:.3f}, dev acc {scores['dev_acc']:.3f}", flush=True)
+        self.run.log({"epoch": 0} | scores)
+
+    def _evaluate(self, dev: Examples, score: Callable[[np.ndarray, list[int]], dict]) -> dict:
+        started = time.perf_counter()
+        logits = predict(self.model, self.forward, dev, self.precision, self.stop, "dev")
+        if not np.isfinite(logits).all():
+            raise TrainingFailed("the model no longer gives finite numbers; try a lower --lr")
+        scores = {f"dev_{name}": value for name, value in score(logits, dev.labels.tolist()).items()}
+        return scores | {"eval_seconds": round(time.perf_counter() - started, 3)}
+
     def _finish_epoch(self, dev: Examples, score: Callable[[np.ndarray, list[int]], dict]) -> None:
-        progress, started = self.progress, time.perf_counter()
+        progress = self.progress
         try:
-            logits = predict(self.model, self.forward, dev, self.precision, self.stop, "dev")
+            scores = self._evaluate(dev, score)
         except Interrupted:
             self._save()
             raise
-        if not np.isfinite(logits).all():
-            raise TrainingFailed(
-                f"epoch {progress.epoch + 1}: the model no longer gives finite numbers; try a lower --lr"
-            )
-        scores = score(logits, dev.labels.tolist())
+        seconds = scores.pop("eval_seconds")
         metrics = {
             "epoch": progress.epoch + 1,
             "train_loss": progress.loss_sum / progress.examples,
             "train_acc": progress.correct / progress.examples,
-            **{f"dev_{name}": value for name, value in scores.items()},
+            **scores,
             "train_seconds": round(progress.seconds, 3),
-            "eval_seconds": round(time.perf_counter() - started, 3),
+            "eval_seconds": seconds,
             "train_examples": progress.examples,
             "train_tokens": progress.tokens,
             "peak_memory_bytes": self.memory.bytes(),
@@ -175,7 +193,7 @@ class Trainer:
 
     def _restore(self) -> None:
         self.progress = Progress(**load_state(self.run.last, self.parameters, self.optimizer))
-        self.run.keep_epochs(self.progress.epoch)
+        self.run.keep_lines(lambda line: line["epoch"] <= self.progress.epoch)
         self.memory.kept = self.progress.kept_memory
         if self.progress.scaler:
             self.precision.scaler.load_state_dict(self.progress.scaler)

@@ -1,0 +1,96 @@
+"""What pretraining is worth: the embedded model and random weights of its shape, fine-tuned with several seeds.
+
+./setup.sh python benchmarks/pretrained_or_random.py --data_dir DATA
+
+Prints the table of the README. Called again it goes on where it was stopped; runs that are done are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are scripts of the project's root
+
+import numpy as np
+import torch
+
+import classifier
+from config import GPT2Config
+from models.gpt2 import GPT2Model
+from models.heads import GPT2LMHeadModel
+from models.pretrained import EMBEDDED, load_tokenizer, save_pretrained, save_tokenizer
+from tasks.classification import accuracy_and_f1
+from tasks.sentiment import LABELS, Sentiment
+
+MODES = ("last-linear-layer", "full-model")
+
+
+def save_random_weights(directory: Path, seed: int) -> None:
+    """The embedded model as it was before it was trained, with its tokenizer."""
+    config = GPT2Config.from_file(EMBEDDED / "config.json")
+    torch.manual_seed(seed)
+    model = GPT2Model(config)
+    model.init_weights()
+    save_pretrained(GPT2LMHeadModel(model), config, directory)
+    save_tokenizer(load_tokenizer(EMBEDDED, config), directory)
+
+
+def best_epoch(run: Path) -> dict:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return max(lines, key=lambda line: line["dev_acc"])
+
+
+def row(name: str, scores: list[list[float]]) -> str:
+    """A line of the table: means over the seeds, and how far the farthest lies from its mean."""
+    cells = []
+    for values in zip(*scores, strict=True):
+        spread = max(abs(value - np.mean(values)) for value in values)
+        cells.append(f"{np.mean(values):.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else ""))
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", default="data", help="the course's files")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/pretrained_or_random"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11711, 1, 2])
+    parser.add_argument("rest", nargs="*", help="flags for classifier.py, after --")
+    flags = parser.parse_args()
+
+    scores: dict[tuple[str, str], list[list[float]]] = {}
+    for seed in flags.seeds:
+        random = flags.output_dir / f"weights-{seed}"
+        save_random_weights(random, seed)
+        for weights, source in (("random", random), ("pretrained", EMBEDDED)):
+            for mode in MODES:
+                here = flags.output_dir / f"{weights}-{mode}-{seed}"
+                where = ["--output_dir", str(here), "--predictions_dir", str(here / "predictions")]
+                what = ["--model_path", str(source), "--data_dir", flags.data_dir]
+                how = ["--fine_tune_mode", mode, "--seed", str(seed), "--resume"]
+                code = classifier.main([*where, *what, *how, *flags.rest])
+                if code:
+                    return code
+                best = [best_epoch(here / f"{dataset}-{source.name}-{mode}") for dataset in LABELS]
+                values = [line[name] for line in best for name in ("dev_acc", "dev_f1")]
+                scores.setdefault((weights, mode), []).append(values)
+
+    baselines: dict[str, list[float]] = {}
+    for dataset in LABELS:
+        task = Sentiment(dataset, flags.data_dir)
+        train, dev = task.read("train"), task.read("dev")
+        for name, baseline in task.fit_baselines(train.texts, train.labels).items():
+            values = accuracy_and_f1(dev.labels, baseline.predict(dev.texts)).values()
+            baselines.setdefault(name, []).extend(values)
+    print("| | SST accuracy | SST macro-F1 | CFIMDB accuracy | CFIMDB macro-F1 |\n| --- | --- | --- | --- | --- |")
+    for name, values in baselines.items():
+        print(row(name, [values]))
+    for (weights, mode), values in scores.items():
+        print(row(f"{weights} weights, {mode}", values))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

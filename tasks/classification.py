@@ -1,0 +1,113 @@
+"""What the classification tasks share: rows with their labels, and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from config import InputError
+from tasks.table import BadRow, parse_label, read_table, refuse_if_too_many
+
+
+@dataclass
+class Split:
+    """The rows of one file that are used.
+
+    Attributes:
+        ids: as they stand in the file.
+        texts: without white space at the ends; a tuple of them where an example is several.
+        labels: class numbers; None where a test row has none.
+        bad: rows left out, and why.
+    """
+
+    path: Path
+    ids: list[str]
+    texts: list
+    labels: list[int | None]
+    bad: list[BadRow]
+
+    def first(self, count: int | None) -> Split:
+        """The first `count` rows; all, if None."""
+        return Split(self.path, self.ids[:count], self.texts[:count], self.labels[:count], self.bad)
+
+
+def read_split(
+    data_dir: Path, name: str, split: str, columns: Sequence[str], label: str, classes: int, skip_bad_rows: bool
+) -> Split:
+    """Reads `NAME-train.csv`, `NAME-dev.csv` or, as `test`, `NAME-test-student.csv`.
+
+    Rows that cannot be used (no label, one that is not a whole number or not a class, no text) are left out of `train`
+    and `dev`. Of `test` nothing is left out, and it need have no labels; those of a file of ids and labels beside it,
+    `NAME-test-labels.csv`, are taken for its own.
+
+    Args:
+        columns: of the texts.
+        label: the column of the class.
+        classes: how many there are.
+        skip_bad_rows: go on when more than 1 % of the file cannot be used.
+
+    Raises:
+        InputError: the file cannot be read, or more than 1 % of its rows cannot be used.
+    """
+    testing = split == "test"
+    path = data_dir / f"{name}-{'test-student' if testing else split}.csv"
+    rows = read_table(path, ("id", *columns) if testing else ("id", *columns, label))
+    labels = _labels(data_dir / f"{name}-test-labels.csv", label) if testing else {}
+    used = Split(path, [], [], [], [])
+    for row in rows:
+        id_, value, problem = row.fields["id"].strip(), None, row.problem
+        texts = tuple(row.fields[column].strip() for column in columns)
+        try:
+            value = parse_label(row.fields.get(label) or labels.get(id_, ""), classes)
+        except ValueError as error:
+            problem = problem or str(error)
+        if not all(texts):
+            problem = problem or "empty text"
+        if problem and not testing:
+            used.bad.append(BadRow(str(path), row.line, id_, problem))
+            continue
+        used.ids.append(id_)
+        used.texts.append(texts if len(texts) > 1 else texts[0])
+        used.labels.append(value)
+    refuse_if_too_many(used.bad, len(rows), skip_bad_rows)
+    if not used.ids:
+        raise InputError(f"{path}: no row of it can be used; the first: {used.bad[0].reason}")
+    return used
+
+
+def _labels(path: Path, label: str) -> dict[str, str]:
+    """Labels by id; none, if there is no such file."""
+    if not path.is_file():
+        return {}
+    return {row.fields["id"].strip(): row.fields[label] for row in read_table(path, ("id", label))}
+
+
+def score(logits: np.ndarray, labels: list[int]) -> dict[str, float]:
+    """
+    Args:
+        logits: (n, classes).
+        labels: n class numbers.
+
+    Returns:
+        `loss`: mean cross-entropy in nats; `acc`; `f1`, the mean of the classes' F1 scores.
+    """
+    from sklearn.metrics import log_loss
+
+    logits = logits.astype(np.float64)
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = exponents / exponents.sum(axis=1, keepdims=True)
+    loss = log_loss(labels, probabilities, labels=range(logits.shape[1]))
+    return {"loss": float(loss)} | accuracy_and_f1(labels, logits.argmax(axis=1))
+
+
+def accuracy_and_f1(labels: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
+    """`acc`, and `f1` as in `score`, of n predicted classes."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    return {
+        "acc": float(accuracy_score(labels, predictions)),
+        "f1": float(f1_score(labels, predictions, average="macro", zero_division=0)),
+    }

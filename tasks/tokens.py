@@ -1,0 +1,85 @@
+"""Token ids of a data file, made once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.files import replacing, sha256
+
+FORMAT = 1
+AT_ONCE = 4096
+
+
+def tokenized(
+    path: Path, rows: int, tokenizer, recipe: list, make: Callable[[], Iterable[list[int]]]
+) -> tuple[Tensor, list[int]]:
+    """What `make` gives, from a cache if these rows were tokenized before.
+
+    The cache is a file of safetensors in `~/.cache/gpt2-fine-tuning` (or in `$XDG_CACHE_HOME`), named by a hash of
+    everything that the ids follow from. It appears under its name once it is whole, so two runs may make it at once;
+    a file that does not hold what its own checksum says is made anew. Where it cannot be written, there is none.
+
+    Args:
+        path: the data file.
+        rows: how many of its rows, from the first.
+        tokenizer: a stock fast tokenizer.
+        recipe: what else the ids follow from.
+        make: tokenizes; a list of ids a row.
+
+    Returns:
+        (n,) int32 ids of all rows, end to end, mapped from the file; and how many of them each row has.
+    """
+    vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    key = json.dumps([FORMAT, sha256(path), rows, vocabulary, *recipe])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2-fine-tuning"
+    file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    try:
+        return _load(file, key)
+    except (OSError, SafetensorError, ValueError):
+        pass  # there is none, or none to be trusted
+    flat, lengths = array("i"), []
+    for row in make():
+        flat.extend(row)
+        lengths.append(len(row))
+    tensors = {"ids": torch.tensor(flat, dtype=torch.int32), "lengths": torch.tensor(lengths)}
+    try:
+        with replacing(file) as beside:
+            save_file(tensors, beside, metadata={"key": key, "checksum": _checksum(tensors)})
+    except OSError as error:
+        print(
+            f"{cache}: {error.strerror or error}; the tokens of {path.name} are not kept for the next run", flush=True
+        )
+    return tensors["ids"], lengths
+
+
+def rows_of_ids(tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
+    """The token ids of each text, some thousand texts at a time."""
+    for start in range(0, len(texts), AT_ONCE):
+        yield from tokenizer(texts[start : start + AT_ONCE], return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _load(file: Path, key: str) -> tuple[Tensor, list[int]]:
+    """Raises ValueError if the file holds anything but what was once written to it under this key."""
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name) for name in ("ids", "lengths")}
+    if metadata.get("key") != key or metadata.get("checksum") != _checksum(tensors):
+        raise ValueError(f"{file}: not what it was written as")
+    return tensors["ids"], tensors["lengths"].tolist()
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()
