@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from training.flags import DEMO, Parser, add_common_flags
+from training.flags import DEMO, Parser, add_common_flags, check_method, method_name
 
 DEMO_IS_OVER = """\
 These are toy data: they show that everything works, not how well. The real thing:
@@ -19,12 +19,16 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
     task = parser.add_argument_group("task")
     task.add_argument("--dataset", choices=("both", "sst", "cfimdb"), default="both", help="one run each")
     task.add_argument(
-        "--fine_tune_mode", choices=("last-linear-layer", "full-model"), default="last-linear-layer",
-        help="train the head on a frozen network, or everything",
+        "--fine_tune_mode", choices=("last-linear-layer", "full-model"),
+        help="train the head on a frozen network (default, but with --use_lora), or everything",
     )  # fmt: skip
     add_common_flags(parser, epochs=10, batch_size=8, lr=1e-3, hidden_dropout_prob=0.3)
     parser.set_defaults(output_dir="runs")
-    return vars(parser.parse_args(arguments))
+    settings = vars(parser.parse_args(arguments))
+    if settings["fine_tune_mode"] is None:
+        settings["fine_tune_mode"] = "full-model" if settings["use_lora"] else "last-linear-layer"
+    check_method(parser, settings)
+    return settings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +49,7 @@ def fine_tune_all(settings: dict, stop) -> None:
     datasets = ("sst", "cfimdb") if settings["dataset"] == "both" else (settings["dataset"],)
     tasks = [Sentiment(dataset, settings["data_dir"], settings["skip_bad_rows"]) for dataset in datasets]
     splits = {task.name: read_splits(task, settings) for task in tasks}
-    mode = settings["fine_tune_mode"]
+    mode = method_name(settings)
     for task in tasks:
         train_and_report(
             task,

@@ -83,7 +83,7 @@ class GPT2Config:
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(f"{path}: id2label is not a table of class numbers and names") from error
 
-    def to_dict(self, architecture: str, dtype: str = "float32") -> dict:
+    def as_hugging_face(self, architecture: str, dtype: str = "float32") -> dict:
         """The contents of `config.json`, for stock `transformers` to build `architecture` with weights of `dtype`."""
         values = asdict(self) | {name: only[0] for name, only in _FIXED.items()}
         labels = values.pop("id2label")

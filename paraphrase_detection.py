@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from training.flags import DEMO, Parser, add_common_flags
+from training.flags import DEMO, Parser, add_common_flags, check_method, method_name
 
 DEMO_IS_OVER = """\
 These are toy data: they show that everything works, not how well. The real thing:
   ./setup.sh python data/download.py
-  ./setup.sh python paraphrase_detection.py --model_size mini
+  ./setup.sh python paraphrase_detection.py --use_lora --lora_rank 16 --model_size mini
 or, with the published weights from the Hub, --model_size gpt2."""
 
 
@@ -27,7 +27,9 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
         help="write 0 and 1, or GPT-2's ids of the words no and yes, as the course's grader wants them",
     )  # fmt: skip
     add_common_flags(parser, epochs=10, batch_size=8, lr=1e-5, hidden_dropout_prob=0.0)
-    return vars(parser.parse_args(arguments))
+    settings = vars(parser.parse_args(arguments))
+    check_method(parser, settings)
+    return settings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +44,7 @@ def run(settings: dict, stop) -> None:
     from tasks.paraphrase import Paraphrase
     from tasks.report import make_folder, model_name, read_splits, train_and_report
 
-    method = "full-model"
+    method = method_name(settings)
     parent = "runs/demo" if settings["demo"] else "runs"
     settings["output_dir"] = settings["output_dir"] or f"{parent}/quora-{model_name(settings)}-{method}"
     make_folder(settings, "output_dir")

@@ -197,7 +197,7 @@ def checkpoint_tensors(module: nn.Module, dtype: torch.dtype = torch.float32) ->
 
 def save_pretrained(module: nn.Module, config: GPT2Config, directory: Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes `config.json` and `model.safetensors` for stock `transformers` to load as the class of the same name."""
-    values = config.to_dict(type(module).__name__, str(dtype).removeprefix("torch."))
+    values = config.as_hugging_face(type(module).__name__, str(dtype).removeprefix("torch."))
     write_text(directory / "config.json", json.dumps(values, indent=2) + "\n")
     with replacing(directory / WEIGHTS) as path:
         save_file(checkpoint_tensors(module, dtype), path, metadata={"format": "pt"})

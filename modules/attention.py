@@ -43,8 +43,10 @@ class CausalSelfAttention(nn.Module):
             (N, C), or (B, C) if `only_last`.
         """
         p = self.attn_pdrop if self.training else 0.0
-        if only_last:
+        if only_last and type(self.c_attn) is nn.Linear:
             y = attend_from_last(x, rows, self.c_attn, self.n_head, p)
+        elif only_last:  # wrapped by an adapter, whose weights are no matrix of their own
+            y = attend_with_last(self.c_attn(x), rows, self.n_head, p)
         elif p > 0 and x.device.type == "cpu":
             y = DropoutAttention.apply(self.c_attn(x), rows, self.n_head, p)
         else:
@@ -99,6 +101,20 @@ def attend_from_last(x: Tensor, rows: Rows, c_attn: nn.Linear, n_head: int, p: f
         weights.append(weight.sum(dim=-1, keepdim=True))  # 1, but for dropout
     y = torch.cat(sums).transpose(0, 1) @ w_v.view(n_head, -1, size).transpose(1, 2)  # (nh, B, hs)
     return y.transpose(0, 1).flatten(1) + (torch.cat(weights) * b_v.view(n_head, -1)).flatten(1)
+
+
+def attend_with_last(qkv: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Tensor:
+    """(N, 3C) queries, keys and values of all tokens -> (B, C), attention of the last token of each row."""
+    queries = qkv[rows.last].chunk(3, dim=-1)[0].unflatten(-1, (n_head, 1, -1))  # (B, nh, 1, hs)
+    counts, sizes = zip(*((run.rows, run.tokens) for run in rows.rectangles), strict=True)
+    outputs = []
+    for run, q, part in zip(rows.rectangles, queries.split(counts), qkv.split(sizes), strict=True):
+        _, k, v = run.pad(part).unflatten(-1, (3, n_head, -1)).permute(2, 0, 3, 1, 4)  # (b, nh, T, hs) each
+        scores = q @ k.transpose(2, 3) / math.sqrt(q.size(-1))  # (b, nh, 1, T)
+        if run.slots is not None:
+            scores = scores.masked_fill(~run.is_real.unsqueeze(1), -torch.inf)
+        outputs.append((dropout(scores.softmax(dim=-1), p) @ v).flatten(1))
+    return torch.cat(outputs)
 
 
 class DropoutAttention(torch.autograd.Function):

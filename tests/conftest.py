@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # pytest runs two processes
+os.environ["OMP_NUM_THREADS"] = "1"  # and so for what they start
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

@@ -37,7 +37,8 @@ def flags(model: Path, output: Path, **changes) -> dict:
     defaults = dict(
         dataset="sst", fine_tune_mode="full-model", model_size="gpt2", model_path=str(model), hidden_dropout_prob=0.3,
         dropout=0.1, epochs=3, batch_size=8, lr=3e-3, weight_decay=0.0, seed=5, save_every_steps=None, resume=False,
-        precision="fp32", device="cpu", output_dir=str(output), predictions_dir=str(output),
+        precision="fp32", device="cpu", output_dir=str(output), predictions_dir=str(output), use_lora=False,
+        lora_rank=4, lora_alpha=8.0, lora_dropout=0.1, lora_target="attention", lora_variant="lora", save_merged=False,
     )  # fmt: skip
     return defaults | changes
 
@@ -118,7 +119,7 @@ def test_best_is_the_epoch_with_the_best_dev_accuracy(data_dir, save_stock, tmp_
 def test_embeddings_no_text_uses_are_left_alone_and_the_rest_learn_the_same(data_dir, save_stock, tmp_path):
     model = save_stock(vocab_size=450)
     ours = train(data_dir, model, tmp_path / "ours")
-    with mock.patch("training.finetune.RowsInUse", lambda whole, used: whole):
+    with mock.patch("training.methods.RowsInUse", lambda whole, used: whole):
         whole = train(data_dir, model, tmp_path / "whole")
     for few, all_ in zip(metrics(ours.run), metrics(whole.run), strict=True):
         assert few.pop("peak_memory_bytes") < all_.pop("peak_memory_bytes")

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from config import GPT2Config
 from models.files import sha256
-from models.gpt2 import GPT2Model
 from models.heads import GPT2ForSequenceClassification
-from models.pretrained import load_tokenizer, load_weights, locate, save_pretrained, save_tokenizer
-from modules.embedding import RowsInUse, whole_vocabulary
-from training.batching import FeatureExamples, TokenExamples
+from models.pretrained import save_tokenizer
+from training.batching import TokenExamples
 from training.hardware import Precision, describe, make_deterministic, pick_device
 from training.interrupt import StopRequest
+from training.methods import choose
+from training.network import load_network
 from training.run import Run
 from training.trainer import Trainer, predict
 
@@ -91,63 +91,45 @@ def fine_tune(
         Interrupted: the user asked to stop.
     """
     precision = Precision(settings["precision"], pick_device(settings["device"]))
-    source = locate(Path(settings["model_path"]) if settings["model_path"] else settings["model_size"])
-    config = GPT2Config.from_file(source / "config.json")
-    if settings["dropout"] is not None:
-        p = settings["dropout"]
-        config = replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
-    tokenizer = load_tokenizer(source, config)
-    config = replace(config, pad_token_id=tokenizer.pad_token_id)
-    transformer = GPT2Model.from_pretrained(source, config)
-
+    loaded = load_network(settings)
     make_deterministic(settings["seed"], precision.device)
-    model = GPT2ForSequenceClassification(transformer, task.labels, settings["hidden_dropout_prob"])
+    model = GPT2ForSequenceClassification(loaded.network, task.labels, settings["hidden_dropout_prob"])
     if settings.get("head_init") == "cloze":
-        first = [tokenizer(word)["input_ids"][0] for word in task.answers]
-        model.start_head_from(first)
-    frozen = settings.get("fine_tune_mode") == "last-linear-layer"
-    if frozen:
-        model.freeze_transformer()
+        model.start_head_from([loaded.tokenizer(word)["input_ids"][0] for word in task.answers])
+    method = choose(settings, loaded, store_features)(model, settings)
     model.to(precision.device)
     facts = {
         "data": {split.path.name: sha256(split.path) for split in splits.values()},
-        "model": {path.name: sha256(path) for path in sorted(source.iterdir()) if _decides_the_model(path)},
+        "model": loaded.hashes(),
         "hardware": describe(precision.device),
         "precision": precision.name,
-        "parameters": {
-            "total": sum(p.numel() for p in model.parameters()),
-            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        },
+        "parameters": count_parameters(model),
+        "memory_bytes": fixed_memory(model),
     }
     run = Run(folder, settings, facts, settings["resume"])
     run.list_bad_rows([row for split in splits.values() for row in split.bad])
+    print_costs(facts)
 
-    examples = {key: task.encode(tokenizer, split) for key, split in splits.items()}
-    forward = model
-    if frozen and store_features:
-        for key, texts in examples.items():
-            features = predict(model, model.features, texts, precision, stop, f"reading {key}")
-            examples[key] = FeatureExamples(torch.from_numpy(features), texts)
-        forward = model.classify
-
-    if not frozen and settings["weight_decay"] == 0:
-        used = torch.cat([texts.ids for texts in examples.values()]).unique().long()
-        transformer.wte = RowsInUse(transformer.wte, used.to(precision.device))
+    def run_over(forward, examples, name: str) -> Tensor:
+        return torch.from_numpy(predict(model, forward, examples, precision, stop, name))
 
     def save_best() -> None:
         if not (run.best / "tokenizer.json").is_file():
-            save_tokenizer(tokenizer, run.best)
-        with whole_vocabulary(transformer):
-            save_pretrained(model, model.config, run.best)
+            save_tokenizer(loaded.tokenizer, run.best)
+        method.save(run.best)
 
+    examples = {key: task.encode(loaded.tokenizer, split) for key, split in splits.items()}
+    forward, examples = method.start(examples, run_over)
     trainer = Trainer(model, forward, settings, run, save_best, precision, stop)
     trainer.fit(examples["train"], examples["dev"], task.score, score_first=task.answers is not None)
 
-    with whole_vocabulary(transformer):
-        load_weights(model, run.best)
-        predictions = {
-            key: predict(model, forward, examples[key], precision, stop, key).argmax(axis=1) for key in ("dev", "test")
-        }
+    best, forward = method.load(run.best)
+    predictions = {
+        key: predict(best, forward, examples[key], precision, stop, key).argmax(axis=1) for key in ("dev", "test")
+    }
+    if settings["save_merged"]:
+        method.save_merged(run.best, run.path / "merged")
+        save_tokenizer(loaded.tokenizer, run.path / "merged")
     metrics = run.metrics()
     return Result(
         run=run.path,
@@ -158,5 +140,21 @@ def fine_tune(
     )
 
 
-def _decides_the_model(path: Path) -> bool:
-    return path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", "vocab.json", "merges.txt")
+def count_parameters(model: GPT2ForSequenceClassification) -> dict[str, int]:
+    """How many there are, and how many are trained."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {"total": sum(n for n, _ in counts), "trained": sum(n for n, trained in counts if trained)}
+
+
+def fixed_memory(model: GPT2ForSequenceClassification) -> dict[str, int]:
+    """Bytes that training holds at least, whatever the batch."""
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    weights = sum(p.nbytes for p in model.parameters())
+    return {"weights": weights, "gradients": trained, "optimizer_state": 2 * trained}  # AdamW's two moments
+
+
+def print_costs(facts: dict) -> None:
+    counts, memory = facts["parameters"], facts["memory_bytes"]
+    shares = ", ".join(f"{name.replace('_', ' ')} {n / sum(memory.values()):.1%}" for name, n in memory.items())
+    share = f"{counts['trained']:,} of {counts['total']:,} parameters ({counts['trained'] / counts['total']:.2%})"
+    print(f"trains {share}; of {sum(memory.values()) / 2**20:,.0f} MiB before activations: {shares}", flush=True)

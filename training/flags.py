@@ -128,6 +128,23 @@ def add_common_flags(parser: Parser, epochs: int, batch_size: int, lr: float, hi
     data.add_argument("--output_dir", metavar="DIR", help="the run's folder, or where those of several are made")
     data.add_argument("--predictions_dir", default="predictions", metavar="DIR", help="where prediction files go")
 
+    lora = parser.add_argument_group("LoRA")
+    lora.add_argument("--use_lora", action="store_true", help="train a low-rank adapter and the head, nothing else")
+    lora.add_argument("--lora_rank", type=whole_number(1), default=16, metavar="R", help="rank of the update")
+    lora.add_argument("--lora_alpha", type=number(above=0), default=16, metavar="A", help="scales the update by A / R")
+    lora.add_argument(
+        "--lora_dropout", type=number(least=0, below=1), default=0.1, metavar="P", help="on the way into the adapter"
+    )
+    lora.add_argument(
+        "--lora_target", choices=("attention", "all-linear"), default="attention", help="the layers that get one"
+    )
+    lora.add_argument(
+        "--lora_variant", choices=("lora", "rslora", "dora", "pissa"), default="lora", help="which of PEFT's kinds"
+    )
+    lora.add_argument(
+        "--save_merged", action="store_true", help="also write merged/, the model with the adapter folded in"
+    )
+
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=whole_number(1), default=epochs, metavar="N", help="passes over the data")
     training.add_argument("--batch_size", type=whole_number(1), default=batch_size, metavar="N", help="texts a step")
@@ -138,6 +155,23 @@ def add_common_flags(parser: Parser, epochs: int, batch_size: int, lr: float, hi
     )
     add_resuming_flags(training)
     add_hardware_flags(parser)
+
+
+def check_method(parser: Parser, settings: dict) -> None:
+    """Refuses flags that contradict one another."""
+    if settings["use_lora"] and settings.get("fine_tune_mode") == "last-linear-layer":
+        parser.error("--use_lora goes with --fine_tune_mode full-model")
+    if settings["save_merged"] and not settings["use_lora"]:
+        parser.error("--save_merged goes with --use_lora")
+
+
+def method_name(settings: dict) -> str:
+    """What a run's folder and the tables call the way of training: `full-model`, or `lora-16` and what is unusual."""
+    if not settings["use_lora"]:
+        return settings.get("fine_tune_mode") or "full-model"
+    unusual = {"lora_target": "attention", "lora_variant": "lora"}
+    parts = ["lora", str(settings["lora_rank"]), *(settings[k] for k, usual in unusual.items() if settings[k] != usual)]
+    return "-".join(parts)
 
 
 def add_resuming_flags(training: argparse._ArgumentGroup) -> None:

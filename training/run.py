@@ -13,7 +13,7 @@ from pathlib import Path
 from config import InputError
 from models.files import write_text
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "scikit-learn", "numpy")
+_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "safetensors", "huggingface_hub", "scikit-learn", "numpy")
 # Between a run and its resumption; what lies at the paths is compared by its hash, what --demo sets by itself.
 _MAY_DIFFER = {
     "resume", "demo", "save_every_steps", "output_dir", "predictions_dir", "data_dir", "corpus", "leave_out",

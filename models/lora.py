@@ -1,0 +1,226 @@
+"""Low-rank adaptation (Hu et al. 2021; paper, section 4.3) through Hugging Face PEFT, in files stock `peft` loads.
+
+               x  (N, in)
+         ┌─────┴─────┐
+         │           A  (r, in)     random
+         W  frozen   B  (out, r)    0, so that training starts from the published network
+         │           │ · alpha / r
+         └──── + ────┘
+               y  (N, out)
+
+PEFT wraps the linear layers of our network where they stand, under the names they have in stock GPT-2, whose layers
+hold the transpose of W but the same A and B. The head is trained whole and saved with them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from config import InputError
+from models.files import replacing
+from models.gpt2 import GPT2Model
+from models.heads import GPT2ForSequenceClassification
+from modules.dropout import Dropout
+from modules.ragged import Rows
+
+TARGETS = {
+    "attention": ["attn.c_attn", "attn.c_proj"],  # the paper's: query, key, value, output
+    "all-linear": ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
+}
+VARIANTS = {
+    "lora": {},
+    "rslora": {"use_rslora": True},  # alpha / sqrt(r) (Kalajdzievski 2023)
+    "dora": {"use_dora": True},  # direction and magnitude apart (Liu et al. 2024)
+    "pissa": {"init_lora_weights": "pissa"},  # starts from the principal singular vectors (Meng et al. 2024)
+}
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # what PEFT puts before the names of the network
+_HEAD = f"{_PREFIX}score.weight"
+
+
+class Lora:
+    """A new adapter on a classifier, to be trained: everything but the adapter and the head is frozen.
+
+    Args:
+        model: its linear layers are wrapped in place.
+        base: name or directory of the model below, for `adapter_config.json`.
+        rank: r.
+        alpha: the update is scaled by alpha / r.
+        dropout: on the way into A, in training.
+        target: which layers, a key of `TARGETS`.
+        variant: a key of `VARIANTS`.
+
+    Raises:
+        InputError: a rank above the network's width.
+    """
+
+    def __init__(
+        self,
+        model: GPT2ForSequenceClassification,
+        base: str,
+        rank: int = 16,
+        alpha: float = 16,
+        dropout: float = 0.1,
+        target: str = "attention",
+        variant: str = "lora",
+    ):
+        width = model.config.n_embd
+        if not 1 <= rank <= width:
+            raise InputError(f"--lora_rank {rank}: a rank lies between 1 and the network's width, {width}")
+        self.model, self.base, self.variant = model, base, variant
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS[target], **VARIANTS[variant]
+        )
+        self.peft = PeftModel(model, config)
+        for layer in _lora_layers(model):
+            layer.lora_dropout["default"] = Dropout(dropout)  # faster than torch's on a CPU
+        model.score.requires_grad_(True)
+        # PiSSA takes out of W what it starts A and B with; that B A is what a saved adapter must not count as learned.
+        self.start = {name: tensor.clone() for name, tensor in self._tensors().items()} if variant == "pissa" else {}
+
+    def save(self, directory: Path) -> None:
+        """Writes a PEFT adapter directory; each of its files is there whole or not at all."""
+        config = copy.deepcopy(self.peft.peft_config["default"])
+        tensors = self._tensors()
+        if self.variant == "pissa":  # B A - B0 A0, as an adapter of twice the rank on the network as it was published
+            tensors = {name: _difference(name, tensor, self.start[name]) for name, tensor in tensors.items()}
+            config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
+        tensors[_HEAD] = self.model.score.weight.detach()
+        config.base_model_name_or_path, config.task_type, config.modules_to_save = self.base, "SEQ_CLS", ["score"]
+        config.fan_in_fan_out = True  # how stock GPT-2 keeps its weights
+        config.inference_mode = True
+        config.target_modules = sorted(config.target_modules)
+        with TemporaryDirectory() as folder:
+            config.save_pretrained(folder)
+            with replacing(directory / CONFIG) as beside:
+                shutil.copyfile(Path(folder) / CONFIG, beside)
+        with replacing(directory / WEIGHTS) as beside:
+            save_file({n: t.to("cpu").contiguous() for n, t in tensors.items()}, beside, metadata={"format": "pt"})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
+        return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+class Adapters:
+    """Classifiers that share one network in memory: an adapter and a head each, one of them in use. For evaluation.
+
+    Args:
+        transformer: the network. It is wrapped in place; `unload` gives it back as it was.
+    """
+
+    def __init__(self, transformer: GPT2Model):
+        self.holder = nn.Module()
+        self.holder.transformer = transformer
+        self.peft: PeftModel | None = None
+        self.heads: dict[str, Tensor] = {}
+        self.name: str | None = None
+
+    def load(self, name: str, directory: str | Path) -> None:
+        """Reads an adapter that this project or stock PEFT saved, and uses it from now on.
+
+        Raises:
+            InputError: not an adapter, or of a network of another shape.
+        """
+        directory = Path(directory)
+        config, tensors = read_adapter(directory)
+        head = tensors.pop(_HEAD, None)
+        _refuse_other_shapes(self.holder.transformer, directory, tensors, head)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names it finds among the adapters that are there already
+            if self.peft is None:
+                self.peft = PeftModel(self.holder, config, name)
+            else:
+                self.peft.add_adapter(name, config)
+            outcome = set_peft_model_state_dict(self.peft, tensors, name)
+        missing = [key for key in outcome.missing_keys if "lora_" in key and f".{name}" in key]
+        if missing or outcome.unexpected_keys:
+            named = ", ".join(key.removeprefix(_PREFIX) for key in [*missing, *outcome.unexpected_keys][:4])
+            raise InputError(f"{directory}: the adapter's tensors do not fit its configuration: {named}")
+        self.heads[name] = head
+        self.holder.eval()
+        self.use(name)
+
+    def use(self, name: str) -> None:
+        """Has the network compute with one of the adapters."""
+        self.peft.set_adapter(name, inference_mode=True)
+        self.name = name
+
+    def logits(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """(N,) tokens of B rows end to end -> (B, classes), by the adapter in use."""
+        features = self.holder.transformer.encode(tokens, rows, only_last=True)
+        return nn.functional.linear(features, self.heads[self.name].to(features))
+
+    def merge(self) -> GPT2Model:
+        """The network with the adapter in use folded into its weights, without the others."""
+        return self.peft.merge_and_unload(adapter_names=[self.name]).transformer
+
+    def unload(self) -> GPT2Model:
+        """The network without any adapter, to the bit what it was."""
+        return self.peft.unload().transformer if self.peft else self.holder.transformer
+
+
+def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """A LoRA adapter's configuration, for our layers, and its tensors.
+
+    Raises:
+        InputError: not there, damaged, or not LoRA.
+    """
+    try:
+        values = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.get("peft_type") != "LORA":
+            raise InputError(f"{directory / CONFIG}: not the configuration of a LoRA adapter")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of settings that a newer PEFT knows
+            config = LoraConfig.from_peft_type(**values)
+        tensors = load_file(directory / WEIGHTS)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, ValueError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{directory}: not a whole PEFT adapter: {error}") from error
+    config.fan_in_fan_out, config.modules_to_save = False, None
+    config.init_lora_weights = True  # what a file holds needs no start of its own, which PiSSA's would take out of W
+    return config, tensors
+
+
+def _refuse_other_shapes(transformer: GPT2Model, directory: Path, tensors: dict[str, Tensor], head: Tensor | None):
+    if head is None:
+        raise InputError(f"{directory}: the adapter has no head, {_HEAD.removeprefix(_PREFIX)}")
+    layers = {f"{_PREFIX}transformer.{name}": module for name, module in transformer.named_modules()}
+    for name, tensor in [*tensors.items(), (_HEAD, head)]:
+        layer, _, part = name.partition(".lora_")
+        if layer not in layers and name != _HEAD:
+            raise InputError(f"{directory}: the network has no layer {layer.removeprefix(_PREFIX)}")
+        linear = getattr(layers.get(layer), "base_layer", layers.get(layer))
+        if name == _HEAD:
+            found, wanted = tensor.size(1), transformer.config.n_embd
+        elif part.startswith("A."):
+            found, wanted = tensor.size(1), linear.in_features
+        else:  # B, or DoRA's magnitudes
+            found, wanted = tensor.size(0), linear.out_features
+        if found != wanted:
+            raise InputError(
+                f"{directory}: {name.removeprefix(_PREFIX)} is {found} wide, which fits another base model; "
+                f"this one needs {wanted}"
+            )
+
+
+def _difference(name: str, tensor: Tensor, start: Tensor) -> Tensor:
+    """B A - B0 A0 = [B, -B0] [A; A0]"""
+    return torch.cat([tensor, start]) if ".lora_A." in name else torch.cat([tensor, -start], dim=1)
+
+
+def _lora_layers(model: nn.Module) -> list[LoraLayer]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]

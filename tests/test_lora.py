@@ -1,0 +1,321 @@
+"""LoRA: adapters that stock PEFT loads and that load from stock PEFT, several over one network, and the flags."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from unittest import mock
+
+import peft
+import pytest
+import torch
+import transformers
+from conftest import ROOT, scramble, stock_config, write_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import classifier
+from config import InputError
+from models.gpt2 import GPT2Model
+from models.heads import GPT2ForSequenceClassification
+from models.lora import TARGETS, VARIANTS, Adapters, Lora, read_adapter
+from modules.attention import attend, attend_with_last
+from modules.ragged import Rows, pack
+from training.interrupt import Interrupted
+
+
+def save_base(folder: Path, seed: int = 0, **shape) -> Path:
+    torch.manual_seed(seed)
+    scramble(transformers.GPT2LMHeadModel(stock_config(**shape)), seed).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def some_texts(lengths: list[int], seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(400, (1, length), generator=generator) for length in lengths]
+
+
+def flat(texts: list[torch.Tensor]) -> tuple[torch.Tensor, Rows]:
+    return torch.cat([ids[0] for ids in texts]), Rows([ids.size(1) for ids in texts])
+
+
+def stock_logits(base: Path, adapter: Path, texts: list[torch.Tensor], classes: int) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=classes)
+        model.config.pad_token_id = 0
+        model = peft.PeftModel.from_pretrained(model, adapter).eval()
+    with torch.no_grad():
+        return torch.cat([model(ids).logits for ids in texts])
+
+
+def our_logits(base: Path, adapter: Path, texts: list[torch.Tensor]) -> torch.Tensor:
+    adapters = Adapters(GPT2Model.from_pretrained(base))
+    adapters.load("it", adapter)
+    return adapters.logits(*flat(texts))
+
+
+def trained(base: Path, adapter: Path, classes: int = 2, seed: int = 0, **settings) -> torch.nn.Module:
+    """A classifier whose adapter and head hold anything but what they started with, saved to `adapter`."""
+    torch.manual_seed(seed)
+    model = GPT2ForSequenceClassification(GPT2Model.from_pretrained(base), [str(i) for i in range(classes)])
+    lora = Lora(model, str(base), **settings)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    lora.save(adapter)
+    return model.eval()
+
+
+shapes = st.fixed_dictionaries(
+    {"n_layer": st.integers(1, 3), "n_head": st.sampled_from([1, 2, 4]), "n_embd": st.sampled_from([16, 48])}
+)
+lengths = st.lists(st.integers(1, 40), min_size=1, max_size=5)
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    shape=shapes, lengths=lengths, rank=st.integers(1, 16), alpha=st.floats(0.5, 40), classes=st.integers(2, 5),
+    target=st.sampled_from(sorted(TARGETS)), variant=st.sampled_from(sorted(VARIANTS)), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_stock_peft_loads_ours(tmp_path_factory, shape, lengths, rank, alpha, classes, target, variant, seed):
+    folder = tmp_path_factory.mktemp("lora")
+    base, adapter = save_base(folder / "base", seed, **shape), folder / "adapter"
+    model = trained(base, adapter, classes, seed, rank=rank, alpha=alpha, target=target, variant=variant)
+    texts = some_texts(lengths, seed)
+    expected = stock_logits(base, adapter, texts, classes)
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(model(*flat(texts)), expected, rtol=0, atol=1e-4 * scale)
+    torch.testing.assert_close(our_logits(base, adapter, texts), expected, rtol=0, atol=1e-4 * scale)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    assert config["task_type"] == "SEQ_CLS"
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    shape=shapes, lengths=lengths, rank=st.integers(1, 16), seed=st.integers(0, 99),
+    target=st.sampled_from([["c_attn"], ["c_attn", "c_proj", "c_fc"], "all-linear", r".*mlp\.c_.*"]),
+    extra=st.sampled_from([{}, {"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"c_attn": 3}}]),
+)  # fmt: skip
+def test_ours_loads_stock_pefts(tmp_path_factory, shape, lengths, rank, seed, target, extra):
+    folder = tmp_path_factory.mktemp("lora")
+    base, adapter = save_base(folder / "base", seed, **shape), folder / "adapter"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+        config = peft.LoraConfig(task_type="SEQ_CLS", r=rank, target_modules=target, fan_in_fan_out=True, **extra)
+        model = peft.get_peft_model(model, config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.save_pretrained(adapter)
+    texts = some_texts(lengths, seed)
+    expected = stock_logits(base, adapter, texts, 3)
+    atol = 1e-4 * expected.abs().max().item()
+    torch.testing.assert_close(our_logits(base, adapter, texts), expected, rtol=0, atol=atol)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=8), heads=st.sampled_from([1, 3]))
+def test_last_tokens_attend_as_among_all(lengths, heads):
+    rows = Rows(lengths)
+    qkv = torch.randn(sum(lengths), 36, dtype=torch.float64, requires_grad=True)
+    whole, last = attend(qkv, rows, heads)[rows.last], attend_with_last(qkv, rows, heads)
+    torch.testing.assert_close(last, whole)
+    weights = torch.randn_like(last)
+    gradients = [torch.autograd.grad((y * weights).sum(), qkv)[0] for y in (last, whole)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_training_starts_from_the_published_network_and_touches_nothing_else(tmp_path, variant):
+    base = save_base(tmp_path / "base")
+    model = GPT2ForSequenceClassification(GPT2Model.from_pretrained(base), ["a", "b"])
+    texts = some_texts([3, 9])
+    before = model(*flat(texts)).detach()
+    frozen = {name: p.clone() for name, p in model.transformer.named_parameters() if "ln_" in name or "wte" in name}
+    Lora(model, str(base), rank=4, dropout=0.0, variant=variant)
+    torch.testing.assert_close(model(*flat(texts)), before, rtol=1e-4, atol=1e-5)
+    model(*flat(texts)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        is_new = "lora_" in name or name == "score.weight"
+        assert parameter.requires_grad == is_new == (parameter.grad is not None), name
+    assert all(torch.equal(dict(model.transformer.named_parameters())[name], p) for name, p in frozen.items())
+
+
+def test_several_adapters_over_one_network(tmp_path):
+    base = save_base(tmp_path / "base")
+    stars = trained(base, tmp_path / "stars", classes=5, seed=1, rank=4)
+    same = trained(base, tmp_path / "same", classes=2, seed=2, rank=7, target="all-linear", variant="dora")
+    network = GPT2Model.from_pretrained(base)
+    untouched = {name: p.clone() for name, p in network.named_parameters()}
+    adapters = Adapters(network)
+    adapters.load("stars", tmp_path / "stars")
+    adapters.load("same", tmp_path / "same")
+    batch = flat(some_texts([5, 1, 30]))
+    for _ in range(2):
+        for name, model in (("stars", stars), ("same", same)):
+            adapters.use(name)
+            torch.testing.assert_close(adapters.logits(*batch), model(*batch), rtol=0, atol=1e-6)
+    after = dict(adapters.unload().named_parameters())
+    assert after.keys() == untouched.keys()
+    assert all(torch.equal(after[name], p) for name, p in untouched.items())
+
+
+def test_adapters_that_do_not_fit_are_refused(tmp_path):
+    base = save_base(tmp_path / "base")
+    adapter = tmp_path / "adapter"
+    trained(base, adapter, rank=4)
+    for shape in ({"n_embd": 32}, {"n_layer": 1}):
+        other = GPT2Model.from_pretrained(save_base(tmp_path / str(shape), **shape))
+        with pytest.raises(InputError, match=r"another base model|has no layer"):
+            Adapters(other).load("it", adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for change, message in (
+        ({"peft_type": "IA3"}, "not the configuration of a LoRA"),
+        ({"target_modules": ["attn.c_attn"]}, "do not fit its configuration"),
+        ({"target_modules": ["attn.c_attn", "attn.c_proj", "mlp.c_fc"]}, "do not fit its configuration"),
+    ):
+        (adapter / "adapter_config.json").write_text(json.dumps(config | change))
+        with pytest.raises(InputError, match=message):
+            Adapters(GPT2Model.from_pretrained(base)).load("it", adapter)
+    (adapter / "adapter_config.json").write_text("{")
+    with pytest.raises(InputError, match="not a whole PEFT adapter"):
+        read_adapter(adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(InputError, match="not a whole PEFT adapter"):
+        read_adapter(adapter)
+
+
+def call(*arguments: object) -> int:
+    return classifier.main([str(argument) for argument in arguments])
+
+
+def metrics(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.endswith("_seconds")} for line in lines]
+
+
+@pytest.mark.parametrize("variant", ["lora", "pissa"])
+def test_classifier_trains_one_resumes_and_merges(data_dir, save_stock, tmp_path, monkeypatch, capsys, variant):
+    monkeypatch.chdir(tmp_path)
+    model = save_stock()
+    common = [
+        "--use_lora",
+        "--lora_rank",
+        4,
+        "--lora_variant",
+        variant,
+        "--lr",
+        "1e-2",
+        "--epochs",
+        3,
+        "--dropout",
+        0.1,
+    ]
+    common += [
+        "--dataset",
+        "sst",
+        "--model_path",
+        model,
+        "--data_dir",
+        data_dir,
+        "--save_merged",
+        "--precision",
+        "fp32",
+    ]
+    assert call(*common, "--output_dir", "whole") == 0
+    output = capsys.readouterr().out
+    name = f"sst-{model.name}-lora-4" + ("" if variant == "lora" else f"-{variant}")
+    run = tmp_path / "whole" / name
+    lines = metrics(run)
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    facts = json.loads((run / "config.json").read_text())
+    assert facts["parameters"]["trained"] < 0.2 * facts["parameters"]["total"]
+    assert facts["memory_bytes"]["gradients"] == 4 * facts["parameters"]["trained"]
+    assert f"trains {facts['parameters']['trained']:,} of" in output
+
+    texts = [row.split("\t")[2].strip() for row in (data_dir / "ids-sst-dev.csv").read_text().splitlines()[1:]]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "best")
+    ids = [tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
+    expected = stock_logits(model, run / "best", ids, 5)
+    written = (tmp_path / "predictions" / f"{name.removeprefix(f'sst-{model.name}-')}-sst-dev-out.csv").read_text()
+    assert [int(line.split(",")[1]) for line in written.splitlines()[1:]] == expected.argmax(dim=1).tolist()
+    merged = transformers.AutoModelForSequenceClassification.from_pretrained(run / "merged")
+    with torch.no_grad():
+        logits = torch.cat([merged(one).logits for one in ids])
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+    steps = iter(range(13))
+
+    def check(request):
+        if next(steps, None) is None:
+            raise Interrupted(15)
+
+    with mock.patch("training.interrupt.StopRequest.check", check):
+        assert call(*common, "--output_dir", "parts", "--save_every_steps", 1) == 143
+    assert call(*common, "--output_dir", "parts", "--resume") == 0
+    assert metrics(tmp_path / "parts" / name) == lines
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "parts" / name / "best" / file).read_bytes() == (run / "best" / file).read_bytes()
+
+    common[common.index("--model_path") + 1] = run / "best"
+    full = [c for c in common if c not in ("--use_lora", "--save_merged")]
+    assert call(*full, "--fine_tune_mode", "full-model", "--output_dir", "further", "--epochs", 1) == 0
+    (further,) = (tmp_path / "further").iterdir()
+    assert metrics(further)[0]["train_loss"] < lines[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lora_rank", "0"], "0 is not at least 1"),
+        (["--lora_rank", "65"], "--lora_rank 65: a rank lies between 1 and the network's width, 64"),
+        (["--lora_alpha", "0"], "0 is not a number above 0"),
+        (["--lora_target", "mlp"], "invalid choice"),
+        (["--fine-tune-mode", "last-linear-layer"], "--use_lora goes with --fine_tune_mode full-model"),
+        (["--model_path", "ADAPTER"], "is an adapter already"),
+    ],
+)
+def test_wrong_flags_get_one_line_and_2(data_dir, save_stock, tmp_path, flags, message):
+    model = save_stock()
+    trained(model, tmp_path / "adapter", rank=2)
+    flags = [str(tmp_path / "adapter") if flag == "ADAPTER" else flag for flag in flags]
+    common = ["--use_lora", "--dataset", "sst", "--model_path", str(model), "--data_dir", str(data_dir)]
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "classifier.py"), *common, *flags], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert message in ended.stderr
+
+
+def test_an_adapter_of_another_base_gets_one_line_and_2(data_dir, tmp_path, capsys):
+    base, other = save_base(tmp_path / "base"), save_base(tmp_path / "other", n_embd=32)
+    adapter = tmp_path / "adapter"
+    trained(base, adapter, rank=2)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(other)}))
+    where = ["--output_dir", tmp_path / "runs", "--predictions_dir", tmp_path / "predictions"]
+    assert call("--dataset", "sst", "--model_path", adapter, "--data_dir", data_dir, *where) == 2
+    assert "fits another base model" in capsys.readouterr().err
+
+
+def test_padded_batches_give_the_same(tmp_path):
+    base = save_base(tmp_path / "base")
+    model = trained(base, tmp_path / "adapter", rank=4, target="all-linear")
+    ids = torch.randint(400, (3, 12))
+    mask = torch.tensor([[1] * 12, [0] * 5 + [1] * 7, [1] * 3 + [0] * 9])
+    alone = torch.cat([model(*pack(row[None, keep.bool()])) for row, keep in zip(ids, mask, strict=True)])
+    torch.testing.assert_close(model(*pack(ids, mask)), alone, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,144 @@
+"""What is trained of a classifier: everything, the head alone, or a low-rank adapter and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from config import InputError
+from models.gpt2 import GPT2Model
+from models.heads import GPT2ForSequenceClassification
+from models.pretrained import load_weights, save_pretrained
+from modules.embedding import RowsInUse, whole_vocabulary
+from training.batching import FeatureExamples, TokenExamples
+from training.network import Loaded
+from training.trainer import Examples
+
+Forward = Callable[..., Tensor]
+
+
+class FullModel:
+    """All parameters; of the token embedding, without weight decay, the rows that the texts use.
+
+    Args:
+        model: to be trained in place.
+        settings: the script's flags.
+    """
+
+    def __init__(self, model: GPT2ForSequenceClassification, settings: dict):
+        self.model = model
+        self.leave_rows_out = settings["weight_decay"] == 0
+
+    def start(
+        self, examples: dict[str, TokenExamples], read: Callable[[Forward, TokenExamples, str], Tensor]
+    ) -> tuple[Forward, dict[str, Examples]]:
+        """Makes the model ready once it is on its device.
+
+        Args:
+            examples: by split.
+            read: runs something over the examples, in evaluation mode, under a name for the progress bar.
+
+        Returns:
+            What gives logits for a batch, and the examples it takes.
+        """
+        if self.leave_rows_out:
+            network = self.model.transformer
+            used = torch.cat([texts.ids for texts in examples.values()]).unique().long()
+            network.wte = RowsInUse(network.wte, used.to(network.wte.weight.device))
+        return self.model, examples
+
+    def save(self, directory: Path) -> None:
+        """Writes the model as it stands."""
+        with whole_vocabulary(self.model.transformer):
+            save_pretrained(self.model, self.model.config, directory)
+
+    def load(self, directory: Path) -> tuple[nn.Module, Forward]:
+        """What `save` wrote there, to predict with: a module, and what in it gives logits. Training is over then."""
+        network = self.model.transformer
+        network.wte = getattr(network.wte, "whole", network.wte)
+        load_weights(self.model, directory)
+        return self.model, self.model
+
+
+class LastLinearLayer(FullModel):
+    """The head. The frozen network runs once over each text; the epochs train on what it said.
+
+    Args:
+        store_features: run the network anew every epoch instead, if False.
+    """
+
+    def __init__(self, model: GPT2ForSequenceClassification, settings: dict, store_features: bool = True):
+        super().__init__(model, settings)
+        self.leave_rows_out, self.store_features = False, store_features
+        model.freeze_transformer()
+
+    def start(self, examples, read):
+        if not self.store_features:
+            return self.model, examples
+        features = {
+            split: FeatureExamples(read(self.model.features, texts, f"reading {split}"), texts)
+            for split, texts in examples.items()
+        }
+        return self.model.classify, features
+
+    def load(self, directory):
+        super().load(directory)
+        return self.model, self.model.classify if self.store_features else self.model
+
+
+class LowRank(FullModel):
+    """An adapter and the head (paper, section 4.3); `best/` holds them alone.
+
+    Args:
+        loaded: where the network below came from.
+
+    Raises:
+        InputError: the rank does not fit the network, or that is an adapter's already.
+    """
+
+    def __init__(self, model: GPT2ForSequenceClassification, settings: dict, loaded: Loaded):
+        from models.lora import Lora  # PEFT takes seconds to import
+
+        if loaded.adapter:
+            raise InputError(f"--use_lora: {loaded.adapter} is an adapter already; take what --save_merged writes")
+        super().__init__(model, settings)
+        self.leave_rows_out, self.source = False, loaded.source
+        names = ("rank", "alpha", "dropout", "target", "variant")
+        self.lora = Lora(model, loaded.name, **{name: settings[f"lora_{name}"] for name in names})
+
+    def save(self, directory):
+        self.lora.save(directory)
+
+    def load(self, directory):
+        """From the file and a fresh network, as a user would."""
+        adapters = self._adapters(directory)
+        return adapters.holder, adapters.logits
+
+    def save_merged(self, adapter: Path, directory: Path) -> None:
+        """Writes a model with the adapter folded into its weights."""
+        adapters = self._adapters(adapter)
+        model = GPT2ForSequenceClassification(adapters.merge(), list(self.model.config.id2label.values()))
+        with torch.no_grad():
+            model.score.weight.copy_(adapters.heads["best"])
+        save_pretrained(model, model.config, directory)
+
+    def _adapters(self, directory: Path):
+        from models.lora import Adapters
+
+        device = self.model.score.weight.device
+        adapters = Adapters(GPT2Model.from_pretrained(self.source, self.model.transformer.config).to(device))
+        adapters.load("best", directory)
+        return adapters
+
+
+def choose(settings: dict, loaded: Loaded, store_features: bool = True) -> Callable[..., FullModel]:
+    """The method that the flags ask for, of a model and the settings."""
+    if settings.get("fine_tune_mode") == "last-linear-layer":
+        return partial(LastLinearLayer, store_features=store_features)
+    if settings["use_lora"]:
+        return partial(LowRank, loaded=loaded)
+    return FullModel

@@ -1,0 +1,76 @@
+"""The network that the flags name, and where it came from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from config import GPT2Config, InputError
+from models.files import sha256
+from models.gpt2 import GPT2Model
+from models.pretrained import EMBEDDED, load_tokenizer, locate
+
+
+@dataclass
+class Loaded:
+    """
+    Attributes:
+        network: with the flags' dropout, and the tokenizer's padding token in its configuration.
+        source: the directory of its weights.
+        adapter: that of the adapter folded into them, if any.
+        name: of the source, as others can find it: a directory, or a repository on the Hub.
+    """
+
+    network: GPT2Model
+    tokenizer: object
+    source: Path
+    adapter: Path | None
+    name: str
+
+    def hashes(self) -> dict[str, str]:
+        """Of the files that decide what the network computes, by name."""
+        files = [path for folder in (self.source, self.adapter) if folder for path in sorted(folder.iterdir())]
+        names = ("config.json", "adapter_config.json", "tokenizer.json", "vocab.json", "merges.txt")
+        return {path.name: sha256(path) for path in files if path.suffix == ".safetensors" or path.name in names}
+
+
+def load_network(settings: dict) -> Loaded:
+    """Reads `--model_path`, or else `--model_size`. A path may lead to an adapter, which is folded into its base.
+
+    Raises:
+        InputError: out of reach, not a GPT-2, damaged, or an adapter that does not fit its base.
+    """
+    wanted, adapter = settings["model_size"], None
+    if settings["model_path"]:
+        path = Path(settings["model_path"])
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            adapter, wanted = path, _base(path)
+        else:
+            wanted = path
+    source = locate(wanted)
+    config = GPT2Config.from_file(source / "config.json")
+    if settings["dropout"] is not None:
+        p = settings["dropout"]
+        config = replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+    tokenizer = load_tokenizer(source, config)
+    network = GPT2Model.from_pretrained(source, replace(config, pad_token_id=tokenizer.pad_token_id))
+    if adapter:
+        from models.lora import Adapters  # PEFT takes seconds to import
+
+        adapters = Adapters(network)
+        adapters.load("it", adapter)
+        network = adapters.merge()
+    local = isinstance(wanted, Path) or source == EMBEDDED or Path(wanted).is_dir()
+    return Loaded(network, tokenizer, source, adapter, str(source.resolve()) if local else wanted)
+
+
+def _base(adapter: Path) -> str:
+    path = adapter / "adapter_config.json"
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: names no base model: {error}") from error
+    if not isinstance(base, str) or not base:
+        raise InputError(f"{path}: base_model_name_or_path is {base!r}, not the name of a model")
+    return base
