@@ -24,6 +24,9 @@ from training.trainer import TrainingFailed
 
 WARM_UP = 0.02  # of the budget
 MAX_NORM = 1.0  # of a step's gradient
+# Of the embeddings, times the matrices'. 500,000 tokens, 3 layers x 224, held-out nats a token: 6.22 with one rate of
+# 1e-3 for both, 6.42 with 2e-3 for the matrices and 6e-4 for the embeddings, 6.09 with 5e-4 and 2e-3.
+EMBEDDING_RATE = 4
 
 
 @dataclass
@@ -89,6 +92,7 @@ class Pieces:
 
 class Pretrainer:
     """Trains until the budget is spent: linear warm-up, then linear decay to nothing (Bergsma et al. 2025).
+    Embeddings have a higher learning rate than the rest.
 
     Args:
         model: in training from its present weights.
@@ -113,9 +117,12 @@ class Pretrainer:
         self.model, self.train, self.held_out = model, train, held_out
         self.settings, self.run, self.precision, self.stop = settings, run, precision, stop
         self.parameters = dict(model.named_parameters())
-        matrices = [p for p in self.parameters.values() if p.dim() > 1]
-        vectors = [p for p in self.parameters.values() if p.dim() == 1]
-        groups = [{"params": matrices, "weight_decay": settings["weight_decay"]}, {"params": vectors}]
+        named, decay = self.parameters.items(), settings["weight_decay"]
+        groups = [
+            {"params": [p for name, p in named if _is_embedding(name)], "weight_decay": decay, "rate": EMBEDDING_RATE},
+            {"params": [p for name, p in named if p.dim() > 1 and not _is_embedding(name)], "weight_decay": decay},
+            {"params": [p for _, p in named if p.dim() == 1]},
+        ]
         # Batches are small, so the squares are averaged over more of them than the usual 20.
         self.optimizer = AdamW(groups, lr=settings["lr"], betas=(0.9, 0.99), eps=1e-8)
         self.progress = Progress()
@@ -177,7 +184,7 @@ class Pretrainer:
         """One update; returns the mean loss."""
         spent = self.spent()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings["lr"] * min((spent + 1e-4) / WARM_UP, 1 - spent)
+            group["lr"] = self.settings["lr"] * group.get("rate", 1) * min((spent + 1e-4) / WARM_UP, 1 - spent)
         with self.precision.autocast():
             loss = self.model.loss(tokens, rows, targets) / len(tokens)
         self.precision.update(loss, self.optimizer, MAX_NORM)
@@ -204,6 +211,10 @@ class Pretrainer:
             f"train loss {metrics['train_loss']:.3f}, held-out loss {metrics['val_loss']:.3f} nats a token, "
             f"{metrics['val_nats_per_byte']:.4f} a byte, {progress.tokens / progress.seconds:.0f} tokens/s",
         )
+
+
+def _is_embedding(name: str) -> bool:
+    return "wte" in name or "wpe" in name
 
 
 @torch.inference_mode()
