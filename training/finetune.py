@@ -147,7 +147,7 @@ def count_parameters(model: GPT2ForSequenceClassification) -> dict[str, int]:
 
 
 def fixed_memory(model: GPT2ForSequenceClassification) -> dict[str, int]:
-    """Bytes that training holds at least, whatever the batch."""
+    """Bytes that training holds whatever the batch, if all of a trained embedding is in use."""
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     weights = sum(p.nbytes for p in model.parameters())
     return {"weights": weights, "gradients": trained, "optimizer_state": 2 * trained}  # AdamW's two moments
