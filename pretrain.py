@@ -59,13 +59,9 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
     budget.add_argument(
         "--tokens", type=whole_number(1), metavar="N", help="to train on, over as many passes as it takes"
     )
-    training.add_argument("--batch_tokens", type=whole_number(2), default=1024, metavar="N", help="a step, at most")
+    training.add_argument("--batch_tokens", type=whole_number(2), default=2048, metavar="N", help="a step, at most")
     training.add_argument(
-        "--lr",
-        type=number(above=0),
-        default=5e-4,
-        metavar="RATE",
-        help="at its highest; embeddings learn four times as fast",
+        "--lr", type=number(above=0), default=3e-3, metavar="RATE", help="at its highest; of Muon's matrices it is 0.02"
     )
     training.add_argument("--weight_decay", type=number(least=0), default=0.1, metavar="W", help="of matrices")
     training.add_argument(

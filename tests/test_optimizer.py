@@ -1,8 +1,9 @@
-"""AdamW against torch's, its fused path against the formula, and what an optimizer must put up with."""
+"""AdamW and Muon against torch's, fast paths against the formulas, and what an optimizer must put up with."""
 
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optimizer
-from optimizer import AdamW
+from optimizer import AdamW, Muon, orthogonal
 
 
 def parameters(shapes, seed=0, dtype=torch.float32):
@@ -160,3 +161,84 @@ def test_refuses_sparse_gradients():
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="dense"):
         AdamW(embedding.parameters()).step()
+
+
+sizes = st.integers(1, 12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(1, 4), rows=sizes, columns=sizes, scale=st.floats(1e-3, 1e3))
+def test_orthogonal_keeps_singular_vectors_and_maps_singular_values(count, rows, columns, scale):
+    torch.manual_seed(count + 5 * rows + 61 * columns)
+    x = scale * torch.randn(count, rows, columns, dtype=torch.float64)
+    left, values, right = torch.linalg.svd(x, full_matrices=False)
+    values = values / (x.norm(dim=(1, 2)).unsqueeze(1) + 1e-7)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    torch.testing.assert_close(orthogonal(x), left * values.unsqueeze(1) @ right)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    shapes=st.lists(st.sampled_from([(8, 8), (16, 8), (8, 24)]), min_size=1, max_size=4),
+    lr=st.floats(1e-3, 0.1),
+    momentum=st.floats(0.5, 0.99),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+)
+def test_muon_equals_torchs_but_for_its_bf16(shapes, lr, momentum, weight_decay):
+    ours, theirs = parameters(shapes), parameters(shapes)
+    arguments = dict(lr=lr, weight_decay=weight_decay, momentum=momentum)
+    mine, torchs = Muon([{"params": ours, **arguments}]), torch.optim.Muon(theirs, **arguments)
+    start = [parameter.detach().clone() for parameter in ours]
+    for step in range(5):
+        set_gradients(step, ours, theirs)
+        mine.step()
+        torchs.step()
+    for a, b, before in zip(ours, theirs, start, strict=True):
+        assert (a - b).norm() <= 0.1 * (b - before).norm()
+
+
+def test_muon_takes_matrices_on_top_of_one_another_apart():
+    (whole,) = parameters([(15, 5)])
+    thirds = [torch.nn.Parameter(part.clone()) for part in whole.detach().chunk(3)]
+    arguments = dict(lr=0.02, momentum=0.95, weight_decay=0.1)
+    first, second = Muon([{"params": [whole], "parts": 3, **arguments}]), Muon([{"params": thirds, **arguments}])
+    for step in range(5):
+        set_gradients(step, [whole])
+        for part, gradient in zip(thirds, whole.grad.chunk(3), strict=True):
+            part.grad = gradient.clone()
+        first.step()
+        second.step()
+    assert_same([whole], [torch.cat(thirds)])
+
+
+def test_muon_without_momentum_is_adamw_and_goes_on_where_it_was_saved():
+    shapes = [(6, 4), (4,), (6, 4)]
+    straight, resumed, plain = parameters(shapes), parameters(shapes), parameters(shapes)
+    groups = lambda p: [{"params": p[:1], "lr": 0.02, "momentum": 0.9}, {"params": p[1:]}]  # noqa: E731
+    whole, begun = Muon(groups(straight), lr=1e-2), Muon(groups(resumed), lr=1e-2)
+    adamw = AdamW(plain[1:], lr=1e-2)
+    for step in range(10):
+        if step == 5:
+            state = copy.deepcopy(begun.state_dict())
+            begun = Muon(groups(resumed), lr=1e-2)
+            begun.load_state_dict(state)
+        set_gradients(step, straight, resumed, plain)
+        whole.step()
+        begun.step()
+        adamw.step()
+    assert_same(resumed, straight, 0)
+    assert_same(plain[1:], straight[1:], 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "setting", "message"),
+    [
+        ((4, 4), {"momentum": 1.0}, "momentum"),
+        ((4,), {"momentum": 0.9}, "(4,)"),
+        ((4, 4), {"momentum": 0.9, "parts": 3}, "3"),
+    ],
+)
+def test_muon_refuses_what_it_cannot_train(shape, setting, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Muon([{"params": parameters([shape]), **setting}])

@@ -59,9 +59,10 @@ def load_state(folder: Path, parameters: dict[str, Tensor], optimizer: AdamW) ->
             finished = not any(name.startswith("parameter.") for name in names)
             for name, parameter in () if finished else parameters.items():
                 parameter.copy_(file.get_tensor(f"parameter.{name}"))
-                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in names]
-                for key in keys:
-                    value = file.get_tensor(f"optimizer.{key}.{name}")
+            for saved in names:
+                if saved.startswith("optimizer."):
+                    _, key, name = saved.split(".", 2)
+                    value, parameter = file.get_tensor(saved), parameters[name]
                     optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
             torch.set_rng_state(file.get_tensor("generator.cpu"))
             if "generator.cuda" in names and torch.cuda.is_initialized():
