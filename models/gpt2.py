@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from config import GPT2Config
 from models.pretrained import load_weights, locate
+from modules.cache import Cache
 from modules.dropout import Dropout
 from modules.gpt2_layer import GPT2Layer
 from modules.ragged import Rows, pack
@@ -81,13 +82,14 @@ class GPT2Model(nn.Module):
         hidden = x.new_zeros(*input_ids.shape, x.size(-1))
         return {"last_hidden_state": hidden.masked_scatter(mask.bool().unsqueeze(-1), x), "last_token": x[rows.last]}
 
-    def encode(self, tokens: Tensor, rows: Rows, only_last: bool = False) -> Tensor:
+    def encode(self, tokens: Tensor, rows: Rows, only_last: bool = False, cache: Cache | None = None) -> Tensor:
         """The network itself.
 
         Args:
             tokens: (N,) the real tokens of all rows, end to end.
             rows: where the rows lie.
             only_last: return the last token of each row only; the last block then computes nothing else.
+            cache: what came before the tokens, if they are not whole rows; they are added to it.
 
         Returns:
             (N, C), or (B, C) if `only_last`.
@@ -97,9 +99,10 @@ class GPT2Model(nn.Module):
         """
         self.check(tokens, rows)
         x = self.drop(self.wte(tokens) + self.wpe(rows.positions))  # (N, C)
-        for block in self.h[:-1]:
-            x = block(x, rows)
-        return self.ln_f(self.h[-1](x, rows, only_last))
+        past = cache.layers if cache else [None] * len(self.h)
+        for block, before in zip(self.h[:-1], past[:-1], strict=True):
+            x = block(x, rows, past=before)
+        return self.ln_f(self.h[-1](x, rows, only_last, past[-1]))
 
     def hidden_state_to_token(self, hidden_state: Tensor) -> Tensor:
         """(..., C) -> (..., vocab_size): next-token logits, through the transpose of the token embedding."""

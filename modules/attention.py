@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from config import GPT2Config
+from modules.cache import LayerCache, NextTokens
 from modules.dropout import Dropout, dropout, keep_mask
 from modules.ragged import Rectangle, Rows
 
@@ -32,18 +33,21 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, rows: Rows, only_last: bool = False) -> Tensor:
+    def forward(self, x: Tensor, rows: Rows, only_last: bool = False, past: LayerCache | None = None) -> Tensor:
         """
         Args:
             x: (N, C) all tokens of the batch.
             rows: which of them belong together.
             only_last: compute the result for the last token of each row only.
+            past: what came before them, if not all of a row is here; they are added to it.
 
         Returns:
             (N, C), or (B, C) if `only_last`.
         """
         p = self.attn_pdrop if self.training else 0.0
-        if only_last and type(self.c_attn) is nn.Linear:
+        if past:
+            y = attend_to_past(self.c_attn(x), rows, past, only_last)
+        elif only_last and type(self.c_attn) is nn.Linear:
             y = attend_from_last(x, rows, self.c_attn, self.n_head, p)
         elif only_last:  # wrapped by an adapter, whose weights are no matrix of their own
             y = attend_with_last(self.c_attn(x), rows, self.n_head, p)
@@ -115,6 +119,25 @@ def attend_with_last(qkv: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Te
             scores = scores.masked_fill(~run.is_real.unsqueeze(1), -torch.inf)
         outputs.append((dropout(scores.softmax(dim=-1), p) @ v).flatten(1))
     return torch.cat(outputs)
+
+
+def attend_to_past(qkv: Tensor, rows: Rows, past: LayerCache, only_last: bool) -> Tensor:
+    """Attention from new tokens to themselves and to all before them; `past` keeps them for the tokens to come.
+
+    Args:
+        qkv: (N, 3C) queries, keys and values of whole rows, to begin with, and then of their `NextTokens`.
+
+    Returns:
+        (N, C), or (B, C) if `only_last`.
+    """
+    past.add(qkv, rows)
+    n_head = past.keys.size(1)
+    if not isinstance(rows, NextTokens):
+        return attend_with_last(qkv, rows, n_head) if only_last else attend(qkv, rows, n_head)
+    q = qkv.chunk(3, dim=-1)[0].unflatten(-1, (n_head, 1, -1))  # (B, nh, 1, hs)
+    width = rows.visible.size(-1)
+    keys, values = past.keys[:, :, :width], past.values[:, :, :width]
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=rows.visible).flatten(1)
 
 
 class DropoutAttention(torch.autograd.Function):

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from config import GPT2Config
 from modules.attention import CausalSelfAttention
+from modules.cache import LayerCache
 from modules.dropout import Dropout
 from modules.ragged import Rows
 
@@ -34,8 +35,8 @@ class GPT2Layer(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = GPT2MLP(config)
 
-    def forward(self, x: Tensor, rows: Rows, only_last: bool = False) -> Tensor:
+    def forward(self, x: Tensor, rows: Rows, only_last: bool = False, past: LayerCache | None = None) -> Tensor:
         """(N, C) -> (N, C), or (B, C) if only the last token of each row is wanted."""
-        attended = self.attn(self.ln_1(x), rows, only_last)
+        attended = self.attn(self.ln_1(x), rows, only_last, past)
         x = (x[rows.last] if only_last else x) + attended
         return x + self.mlp(self.ln_2(x))
