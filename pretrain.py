@@ -100,8 +100,9 @@ def pretrain(settings: dict, stop) -> None:
     from models.pretrained import save_pretrained, save_tokenizer
     from models.tokenizer import train_tokenizer
     from tasks.corpus import find_texts, hold_out, leave_out, read_documents
+    from training.batching import Pieces
     from training.hardware import Precision, describe, make_deterministic, pick_device
-    from training.pretraining import Pieces, Pretrainer
+    from training.pretraining import Pretrainer
     from training.run import Run
 
     precision = Precision(settings["precision"], pick_device(settings["device"]))

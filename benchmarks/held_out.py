@@ -97,8 +97,9 @@ def main() -> None:
     from models.heads import GPT2LMHeadModel
     from models.pretrained import load_tokenizer
     from tasks.corpus import find_texts, hold_out, leave_out, read_documents
+    from training.batching import Pieces
     from training.hardware import Precision
-    from training.pretraining import Pieces, total_loss
+    from training.objectives import total_loss
 
     documents = leave_out(read_documents(find_texts(arguments.corpus)), find_texts(arguments.leave_out))
     train, held_out = hold_out(documents, arguments.held_out)
@@ -111,7 +112,7 @@ def main() -> None:
     pieces = Pieces(ids, tokenizer.eos_token_id, config.n_positions, size)
     model = GPT2LMHeadModel(GPT2Model.from_pretrained(arguments.model))
     results = {
-        "model": lambda: total_loss(model, pieces, Precision("fp32", torch.device("cpu")), 4096),
+        "model": lambda: total_loss(model, pieces, Precision("fp32", torch.device("cpu"))),
         "5-grams, Kneser-Ney": lambda: ngram_nats(train_ids, ids, tokenizer.eos_token_id, len(tokenizer)),
         "xz -9e after the training text": lambda: compressor_nats(train, held_out),
     }

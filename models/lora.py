@@ -9,7 +9,7 @@
                y  (N, out)
 
 PEFT wraps the linear layers of our network where they stand, under the names they have in stock GPT-2, whose layers
-hold the transpose of W but the same A and B. The head is trained whole and saved with them.
+hold the transpose of W but the same A and B. A classifier's head is trained whole and saved with them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from config import InputError
 from models.files import replacing
 from models.gpt2 import GPT2Model
-from models.heads import GPT2ForSequenceClassification
+from models.heads import GPT2ForSequenceClassification, GPT2LMHeadModel
 from modules.dropout import Dropout
 from modules.ragged import Rows
 
@@ -51,7 +51,7 @@ _HEAD = f"{_PREFIX}score.weight"
 
 
 class Lora:
-    """A new adapter on a classifier, to be trained: everything but the adapter and the head is frozen.
+    """A new adapter, to be trained: everything but the adapter and a classifier's head is frozen.
 
     Args:
         model: its linear layers are wrapped in place.
@@ -68,7 +68,7 @@ class Lora:
 
     def __init__(
         self,
-        model: GPT2ForSequenceClassification,
+        model: GPT2ForSequenceClassification | GPT2LMHeadModel,
         base: str,
         rank: int = 16,
         alpha: float = 16,
@@ -86,7 +86,9 @@ class Lora:
         self.peft = PeftModel(model, config)
         for layer in _lora_layers(model):
             layer.lora_dropout["default"] = Dropout(dropout)  # faster than torch's on a CPU
-        model.score.requires_grad_(True)
+        self.head: nn.Linear | None = getattr(model, "score", None)
+        if self.head:
+            self.head.requires_grad_(True)
         # PiSSA takes out of W what it starts A and B with; that B A is what a saved adapter must not count as learned.
         self.start = {name: tensor.clone() for name, tensor in self._tensors().items()} if variant == "pissa" else {}
 
@@ -97,8 +99,10 @@ class Lora:
         if self.variant == "pissa":  # B A - B0 A0, as an adapter of twice the rank on the network as it was published
             tensors = {name: _difference(name, tensor, self.start[name]) for name, tensor in tensors.items()}
             config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
-        tensors[_HEAD] = self.model.score.weight.detach()
-        config.base_model_name_or_path, config.task_type, config.modules_to_save = self.base, "SEQ_CLS", ["score"]
+        config.base_model_name_or_path, config.task_type = self.base, "CAUSAL_LM"
+        if self.head:
+            tensors[_HEAD] = self.head.weight.detach()
+            config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
         config.fan_in_fan_out = True  # how stock GPT-2 keeps its weights
         config.inference_mode = True
         config.target_modules = sorted(config.target_modules)
@@ -115,7 +119,8 @@ class Lora:
 
 
 class Adapters:
-    """Classifiers that share one network in memory: an adapter and a head each, one of them in use. For evaluation.
+    """Models that share one network in memory: an adapter and, of classifiers, a head each, one of them in use. For
+    evaluation.
 
     Args:
         transformer: the network. It is wrapped in place; `unload` gives it back as it was.
@@ -125,7 +130,7 @@ class Adapters:
         self.holder = nn.Module()
         self.holder.transformer = transformer
         self.peft: PeftModel | None = None
-        self.heads: dict[str, Tensor] = {}
+        self.heads: dict[str, Tensor | None] = {}
         self.name: str | None = None
 
     def load(self, name: str, directory: str | Path) -> None:
@@ -137,6 +142,8 @@ class Adapters:
         directory = Path(directory)
         config, tensors = read_adapter(directory)
         head = tensors.pop(_HEAD, None)
+        if head is None and config.task_type == "SEQ_CLS":
+            raise InputError(f"{directory}: the adapter has no head, {_HEAD.removeprefix(_PREFIX)}")
         _refuse_other_shapes(self.holder.transformer, directory, tensors, head)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names it finds among the adapters that are there already
@@ -159,7 +166,7 @@ class Adapters:
         self.name = name
 
     def logits(self, tokens: Tensor, rows: Rows) -> Tensor:
-        """(N,) tokens of B rows end to end -> (B, classes), by the adapter in use."""
+        """(N,) tokens of B rows end to end -> (B, classes), by the adapter in use, which is a classifier's."""
         features = self.holder.transformer.encode(tokens, rows, only_last=True)
         return nn.functional.linear(features, self.heads[self.name].to(features))
 
@@ -196,10 +203,9 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
 
 
 def _refuse_other_shapes(transformer: GPT2Model, directory: Path, tensors: dict[str, Tensor], head: Tensor | None):
-    if head is None:
-        raise InputError(f"{directory}: the adapter has no head, {_HEAD.removeprefix(_PREFIX)}")
     layers = {f"{_PREFIX}transformer.{name}": module for name, module in transformer.named_modules()}
-    for name, tensor in [*tensors.items(), (_HEAD, head)]:
+    heads = [] if head is None else [(_HEAD, head)]
+    for name, tensor in [*tensors.items(), *heads]:
         layer, _, part = name.partition(".lora_")
         if layer not in layers and name != _HEAD:
             raise InputError(f"{directory}: the network has no layer {layer.removeprefix(_PREFIX)}")

@@ -1,4 +1,4 @@
-"""What the classification tasks share: rows with their labels, and scores."""
+"""What the classification tasks share: rows with their labels, the model's head, and scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from config import InputError
+from models.heads import GPT2ForSequenceClassification
 from tasks.table import BadRow, parse_label, read_table, refuse_if_too_many
+from training.methods import Forward
+from training.network import Loaded
+from training.objectives import Classification
 
 
 @dataclass
@@ -83,6 +87,32 @@ def _labels(path: Path, label: str) -> dict[str, str]:
     if not path.is_file():
         return {}
     return {row.fields["id"].strip(): row.fields[label] for row in read_table(path, ("id", label))}
+
+
+class ClassificationTask:
+    """What `training.finetune.Task` asks for, as tasks with classes answer it.
+
+    Attributes:
+        labels: names of the classes.
+        answers: words a language model could name the classes by; None if it is not asked to.
+    """
+
+    labels: Sequence[str]
+    answers: Sequence[str] | None = None
+
+    @property
+    def score_first(self) -> bool:
+        return self.answers is not None
+
+    def build(self, loaded: Loaded, settings: dict) -> GPT2ForSequenceClassification:
+        """The network with a linear layer that gives a logit a class."""
+        model = GPT2ForSequenceClassification(loaded.network, self.labels, settings["hidden_dropout_prob"])
+        if settings.get("head_init") == "cloze":
+            model.start_head_from([loaded.tokenizer(word)["input_ids"][0] for word in self.answers])
+        return model
+
+    def objective(self, model: GPT2ForSequenceClassification, forward: Forward) -> Classification:
+        return Classification(model, forward, score)
 
 
 def score(logits: np.ndarray, labels: list[int]) -> dict[str, float]:

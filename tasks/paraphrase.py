@@ -9,7 +9,7 @@ import numpy as np
 
 from config import InputError
 from tasks.baselines import fit_pair_baselines
-from tasks.classification import Split, read_split, score
+from tasks.classification import ClassificationTask, Split, read_split
 from tasks.tokens import rows_of_ids, tokenized
 from training.batching import TokenExamples
 
@@ -18,7 +18,7 @@ PROMPT = 'Question 1: "{}"\nQuestion 2: "{}"\nDo these two questions mean the sa
 GPT2_ANSWERS = np.array([3919, 8505])  # the words no and yes in GPT-2's vocabulary
 
 
-class Paraphrase:
+class Paraphrase(ClassificationTask):
     """The Quora question pairs.
 
     Args:
@@ -31,7 +31,6 @@ class Paraphrase:
     labels = answers = ("no", "yes")
     prediction_column = "Predicted_Is_Paraphrase"
     fit_baselines = staticmethod(fit_pair_baselines)
-    score = staticmethod(score)
 
     def __init__(self, data_dir: str | Path, skip_bad_rows: bool = False, prediction_labels: str = "01"):
         self.data_dir = Path(data_dir)

@@ -51,15 +51,16 @@ def train_and_report(
     print(f"{task.name}: {sizes} rows, {model}, {method}", flush=True)
 
     result = fine_tune(folder, task, splits, settings, stop)
-    for name, predictions in result.predictions.items():
+    predicted = {name: result.predict(name).argmax(axis=1) for name in ("dev", "test")}
+    for name, predictions in predicted.items():
         path = Path(settings["predictions_dir"]) / prediction_file(name)
         write_predictions(path, task.prediction_column, splits[name].ids, task.written(predictions))
 
     methods = {
-        name: {split: baseline.predict(splits[split].texts) for split in result.predictions}
+        name: {split: baseline.predict(splits[split].texts) for split in predicted}
         for name, baseline in task.fit_baselines(train.texts, train.labels).items()
     }
-    methods[f"{model}, {method}, epoch {result.epoch} of {result.epochs}"] = result.predictions
+    methods[f"{model}, {method}, epoch {result.epoch} of {result.epochs}"] = predicted
     print_table(task.name, {name: splits[name].labels for name in ("dev", "test")}, methods)
     print(f"{result.seconds:.0f} s of training and evaluation; the model is {result.run / 'best'}\n", flush=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.baselines import fit_baselines
-from tasks.classification import Split, read_split, score
+from tasks.classification import ClassificationTask, Split, read_split
 from tasks.tokens import rows_of_ids, tokenized
 from training.batching import TokenExamples
 
@@ -18,7 +18,7 @@ LABELS = {
 }
 
 
-class Sentiment:
+class Sentiment(ClassificationTask):
     """One of the two data sets.
 
     Args:
@@ -29,8 +29,6 @@ class Sentiment:
 
     prediction_column = "Predicted_Sentiment"
     fit_baselines = staticmethod(fit_baselines)
-    score = staticmethod(score)
-    answers = None
 
     def __init__(self, dataset: str, data_dir: str | Path, skip_bad_rows: bool = False):
         self.name = dataset

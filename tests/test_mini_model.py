@@ -18,8 +18,9 @@ from models.gpt2 import GPT2Model
 from models.heads import GPT2LMHeadModel
 from models.pretrained import EMBEDDED, load_tokenizer
 from tasks.sentiment import Sentiment
+from training.batching import Pieces
 from training.hardware import Precision
-from training.pretraining import Pieces, total_loss
+from training.objectives import total_loss
 
 TEXT = "The film is far too long, but its last scene made up for all of it."
 
@@ -49,7 +50,7 @@ def test_knows_english_it_has_not_seen():
     size = sum(len(text.encode()) for text in texts)
     pieces = Pieces(ids, tokenizer.eos_token_id, config.n_positions, size)
     model = GPT2LMHeadModel(GPT2Model.from_pretrained("mini"))
-    nats = total_loss(model, pieces, Precision("fp32", torch.device("cpu")), 4096)
+    nats = total_loss(model, pieces, Precision("fp32", torch.device("cpu")))
     assert nats / size < 1.5
 
 

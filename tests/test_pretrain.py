@@ -30,9 +30,10 @@ from models.pretrained import load_weights
 from models.tokenizer import train_tokenizer
 from modules.cross_entropy import LinearCrossEntropy
 from tasks.corpus import find_texts, hold_out, leave_out, read_documents
+from training.batching import Pieces
 from training.hardware import Precision
 from training.interrupt import Interrupted
-from training.pretraining import Pieces, total_loss
+from training.objectives import total_loss
 
 CPU = torch.device("cpu")
 
@@ -78,7 +79,7 @@ def test_every_token_is_asked_for_once_after_its_own_document(documents, context
     asked = Counter()
     for indices in pieces.batches(order, most_tokens):
         assert len(indices) == 1 or sum(pieces.lengths[i] for i in indices) <= most_tokens
-        tokens, rows, targets = pieces.batch(indices, CPU)
+        tokens, rows, targets = pieces.batch(indices, CPU).inputs
         assert max(rows.lengths) <= context
         for read, expected in zip(tokens.split(rows.lengths), targets.split(rows.lengths), strict=True):
             assert torch.equal(read[1:], expected[:-1])
@@ -101,7 +102,7 @@ def test_loss_over_documents_equals_the_stock_models_one_by_one():
     for document in documents:
         ids = torch.tensor([[0, *document, 0]])
         expected += stock(ids, labels=ids).loss.item() * (len(document) + 1)
-    assert total_loss(model, pieces, Precision("fp32", CPU), 100) == pytest.approx(expected, rel=1e-5)
+    assert total_loss(model, pieces, Precision("fp32", CPU)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_documents_are_parted_by_blank_lines_whatever_the_file_looks_like(tmp_path):

@@ -27,7 +27,7 @@ from training.batching import EVALUATION_TOKENS, TokenExamples, by_length, shuff
 from training.finetune import fine_tune
 from training.hardware import PeakMemory, Precision, make_deterministic, pick_device
 from training.interrupt import Interrupted, StopRequest
-from training.trainer import TrainingFailed, predict
+from training.objectives import TrainingFailed, predict
 
 CPU = torch.device("cpu")
 MODES = ["full-model", "last-linear-layer"]
@@ -36,9 +36,10 @@ MODES = ["full-model", "last-linear-layer"]
 def flags(model: Path, output: Path, **changes) -> dict:
     defaults = dict(
         dataset="sst", fine_tune_mode="full-model", model_size="gpt2", model_path=str(model), hidden_dropout_prob=0.3,
-        dropout=0.1, epochs=3, batch_size=8, lr=3e-3, weight_decay=0.0, seed=5, save_every_steps=None, resume=False,
-        precision="fp32", device="cpu", output_dir=str(output), predictions_dir=str(output), use_lora=False,
-        lora_rank=4, lora_alpha=8.0, lora_dropout=0.1, lora_target="attention", lora_variant="lora", save_merged=False,
+        dropout=0.1, epochs=3, patience=None, batch_size=8, lr=3e-3, weight_decay=0.0, seed=5, save_every_steps=None,
+        resume=False, precision="fp32", device="cpu", output_dir=str(output), predictions_dir=str(output),
+        use_lora=False, lora_rank=4, lora_alpha=8.0, lora_dropout=0.1, lora_target="attention", lora_variant="lora",
+        save_merged=False,
     )  # fmt: skip
     return defaults | changes
 
@@ -63,8 +64,8 @@ def assert_same_run(first, second) -> None:
     assert files == sorted(path.name for path in (second.run / "best").iterdir())
     for name in files:
         assert (first.run / "best" / name).read_bytes() == (second.run / "best" / name).read_bytes(), name
-    for split, predictions in first.predictions.items():
-        assert np.array_equal(predictions, second.predictions[split])
+    for split in ("dev", "test"):
+        assert np.array_equal(first.predict(split), second.predict(split))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_best_is_the_epoch_with_the_best_dev_accuracy(data_dir, save_stock, tmp_
     lines = metrics(result.run)
     task = Sentiment("sst", data_dir)
     dev = task.read("dev")
-    accuracy = float(np.mean(result.predictions["dev"] == np.array(dev.labels)))
+    accuracy = float(np.mean(result.predict("dev").argmax(axis=1) == np.array(dev.labels)))
     assert accuracy == max(line["dev_acc"] for line in lines) == lines[result.epoch - 1]["dev_acc"]
     assert all(line["dev_acc"] < accuracy for line in lines[: result.epoch - 1])
     again = GPT2ForSequenceClassification.from_pretrained(result.run / "best")
@@ -113,7 +114,7 @@ def test_best_is_the_epoch_with_the_best_dev_accuracy(data_dir, save_stock, tmp_
 
     examples = task.encode(AutoTokenizer.from_pretrained(result.run / "best"), dev)
     logits = predict(again, again, examples, Precision("fp32", CPU), StopRequest(), "dev")
-    assert np.array_equal(logits.argmax(axis=1), result.predictions["dev"])
+    assert np.array_equal(logits.argmax(axis=1), result.predict("dev").argmax(axis=1))
 
 
 def test_embeddings_no_text_uses_are_left_alone_and_the_rest_learn_the_same(data_dir, save_stock, tmp_path):
@@ -152,8 +153,8 @@ def test_stored_features_change_nothing(data_dir, save_stock, tmp_path):
         assert stored.keys() == anew.keys()
         for key in stored.keys() - {"peak_memory_bytes"}:
             assert stored[key] == pytest.approx(anew[key], rel=1e-4), key
-    for split, predictions in runs[0].predictions.items():
-        assert np.array_equal(predictions, runs[1].predictions[split])
+    for split in ("dev", "test"):
+        assert np.array_equal(runs[0].predict(split).argmax(axis=1), runs[1].predict(split).argmax(axis=1))
 
 
 class StopAfter(StopRequest):

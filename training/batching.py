@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,6 +82,57 @@ class FeatureExamples:
         labels = None if self.labels is None else self.labels[indices].to(device)
         tokens = sum(self.lengths[i] for i in indices)
         return Batch((self.features[indices].to(device),), labels, len(indices), tokens)
+
+
+class Pieces:
+    """Documents as pieces of at most a context's length, each read with an end-of-text token before and after it.
+
+    Nothing is packed or padded: a batch is a flat list of pieces (see `modules.ragged`), so neither attention nor loss
+    crosses from one document into another. A piece that goes on where another ended begins with the token that
+    the other was last asked for, so every token is predicted once.
+
+    Args:
+        documents: the token ids of each.
+        end_of_text: that token's id.
+        context: tokens of a piece, at most.
+        bytes: what the documents took as UTF-8, where that is asked for.
+    """
+
+    def __init__(self, documents: Sequence[Sequence[int]], end_of_text: int, context: int, bytes: int = 0):
+        self.bytes = bytes
+        ids, self.starts, self.lengths = [], [], []
+        offset = 0
+        for document in documents:
+            ids.append(np.array([end_of_text, *document, end_of_text], dtype=np.int32))
+            targets = len(document) + 1
+            for start in range(0, targets, context):
+                self.starts.append(offset + start)
+                self.lengths.append(min(context, targets - start))
+            offset += targets + 1
+        self.ids = torch.from_numpy(np.concatenate(ids))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
+        """Some pieces, short ones first: (N,) tokens, where each piece lies, and (N,) the token that follows each."""
+        indices = sorted(indices, key=self.lengths.__getitem__)
+        spans = [(self.starts[i], self.lengths[i]) for i in indices]
+        tokens = torch.cat([self.ids[start : start + length] for start, length in spans]).long()
+        targets = torch.cat([self.ids[start + 1 : start + length + 1] for start, length in spans]).long()
+        rows = Rows([length for _, length in spans], device)
+        return Batch((tokens.to(device), rows, targets.to(device)), None, len(indices), len(tokens))
+
+    def batches(self, order: Sequence[int], most_tokens: int) -> list[list[int]]:
+        """Cuts an order of pieces into batches of at most `most_tokens` tokens."""
+        batches, tokens = [[]], 0
+        for index in order:
+            if batches[-1] and tokens + self.lengths[index] > most_tokens:
+                batches.append([])
+                tokens = 0
+            batches[-1].append(index)
+            tokens += self.lengths[index]
+        return batches
 
 
 def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from config import InputError
 from models.files import replacing
 from optimizer import AdamW
 
-FORMAT = "1"
+FORMAT = "2"
 _FILE = "state.safetensors"
 
 

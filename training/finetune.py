@@ -1,33 +1,31 @@
-"""From a task and a checkpoint to a trained run with its predictions: what every classification script does."""
+"""From a task and a checkpoint to the best epoch's model: what every fine-tuning script does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.files import sha256
-from models.heads import GPT2ForSequenceClassification
 from models.pretrained import save_tokenizer
-from training.batching import TokenExamples
 from training.hardware import Precision, describe, make_deterministic, pick_device
 from training.interrupt import StopRequest
-from training.methods import choose
-from training.network import load_network
+from training.methods import Forward, Model, choose
+from training.network import Loaded, load_network
+from training.objectives import Examples, Objective, predict
 from training.run import Run
-from training.trainer import Trainer, predict
+from training.trainer import Trainer
 
 
 class Split(Protocol):
-    """The rows of the file at `path` that are used, with their `labels` (None where unknown), and those left out."""
+    """What is used of the file at `path`, and the `bad` rows left out."""
 
     path: Path
-    labels: list[int | None]
     bad: list
 
 
@@ -35,37 +33,44 @@ class Task(Protocol):
     """What is learned.
 
     Attributes:
-        labels: names of the classes.
-        answers: words a language model could name the classes by; None if it is not asked to.
+        score_first: whether the model can do something before it is trained, which is then epoch 0.
     """
 
-    labels: Sequence[str]
-    answers: Sequence[str] | None
+    score_first: bool
 
-    def encode(self, tokenizer, split: Split) -> TokenExamples:
+    def build(self, loaded: Loaded, settings: dict) -> Model:
+        """The network with the head that the task needs."""
+
+    def encode(self, tokenizer, split: Split) -> Examples:
         """Its rows as token ids, none longer than the tokenizer's `model_max_length`."""
 
-    def score(self, logits: np.ndarray, labels: list[int]) -> dict[str, float]:
-        """`loss`, `acc` and `f1`."""
+    def objective(self, model: Model, forward: Forward) -> Objective:
+        """What is lowered, and what epochs are judged by."""
 
 
 @dataclass
-class Result:
+class Trained:
     """What a run ends with.
 
     Attributes:
         run: its folder.
+        model: that of the best epoch, in evaluation mode.
+        tokenizer: the model's.
         epoch: the epoch kept, counted from 1.
         epochs: how many there were.
-        predictions: (n,) a class for each row of `dev` and of `test`.
         seconds: spent training and evaluating.
+        precision: what to compute in, and where.
+        predict: (n, classes) logits of a classifier for each row of a split, by its name.
     """
 
     run: Path
+    model: Model
+    tokenizer: object
     epoch: int
     epochs: int
-    predictions: dict[str, np.ndarray]
     seconds: float
+    precision: Precision
+    predict: Callable[[str], np.ndarray]
 
 
 def fine_tune(
@@ -75,15 +80,15 @@ def fine_tune(
     settings: dict,
     stop: StopRequest,
     store_features: bool = True,
-) -> Result:
-    """Fine-tunes a checkpoint on `train`, keeps the best epoch by `dev`, and predicts `dev` and `test` with it.
+) -> Trained:
+    """Fine-tunes a checkpoint on `train` and keeps the best epoch by `dev`.
 
     In `last-linear-layer` mode the frozen network runs once over each text and the epochs train on what it said;
     `store_features=False` runs it anew every epoch instead, to compare with.
 
     Args:
         folder: the run's.
-        splits: `train`, `dev` and `test`.
+        splits: `train`, `dev`, and others to predict for.
         settings: the script's flags.
 
     Raises:
@@ -93,9 +98,7 @@ def fine_tune(
     precision = Precision(settings["precision"], pick_device(settings["device"]))
     loaded = load_network(settings)
     make_deterministic(settings["seed"], precision.device)
-    model = GPT2ForSequenceClassification(loaded.network, task.labels, settings["hidden_dropout_prob"])
-    if settings.get("head_init") == "cloze":
-        model.start_head_from([loaded.tokenizer(word)["input_ids"][0] for word in task.answers])
+    model = task.build(loaded, settings)
     method = choose(settings, loaded, store_features)(model, settings)
     model.to(precision.device)
     facts = {
@@ -110,7 +113,7 @@ def fine_tune(
     run.list_bad_rows([row for split in splits.values() for row in split.bad])
     print_costs(facts)
 
-    def run_over(forward, examples, name: str) -> Tensor:
+    def run_over(forward: Forward, examples: Examples, name: str) -> Tensor:
         return torch.from_numpy(predict(model, forward, examples, precision, stop, name))
 
     def save_best() -> None:
@@ -120,33 +123,33 @@ def fine_tune(
 
     examples = {key: task.encode(loaded.tokenizer, split) for key, split in splits.items()}
     forward, examples = method.start(examples, run_over)
-    trainer = Trainer(model, forward, settings, run, save_best, precision, stop)
-    trainer.fit(examples["train"], examples["dev"], task.score, score_first=task.answers is not None)
+    trainer = Trainer(model, task.objective(model, forward), settings, run, save_best, precision, stop)
+    trainer.fit(examples["train"], examples["dev"], task.score_first)
 
     best, forward = method.load(run.best)
-    predictions = {
-        key: predict(best, forward, examples[key], precision, stop, key).argmax(axis=1) for key in ("dev", "test")
-    }
     if settings["save_merged"]:
         method.save_merged(run.best, run.path / "merged")
         save_tokenizer(loaded.tokenizer, run.path / "merged")
     metrics = run.metrics()
-    return Result(
+    return Trained(
         run=run.path,
-        epoch=max((line for line in metrics if line["epoch"]), key=lambda line: line["dev_acc"])["epoch"],
+        model=best,
+        tokenizer=loaded.tokenizer,
+        epoch=trainer.best_epoch,
         epochs=metrics[-1]["epoch"],
-        predictions=predictions,
         seconds=sum(line.get("train_seconds", 0) + line["eval_seconds"] for line in metrics),
+        precision=precision,
+        predict=lambda split: predict(best, forward, examples[split], precision, stop, split),
     )
 
 
-def count_parameters(model: GPT2ForSequenceClassification) -> dict[str, int]:
+def count_parameters(model: nn.Module) -> dict[str, int]:
     """How many there are, and how many are trained."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return {"total": sum(n for n, _ in counts), "trained": sum(n for n, trained in counts if trained)}
 
 
-def fixed_memory(model: GPT2ForSequenceClassification) -> dict[str, int]:
+def fixed_memory(model: nn.Module) -> dict[str, int]:
     """Bytes that training holds whatever the batch, if all of a trained embedding is in use."""
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     weights = sum(p.nbytes for p in model.parameters())

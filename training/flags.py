@@ -99,7 +99,9 @@ def _range(least: int, most: float) -> str:
     return f"at least {least}" if most == math.inf else f"between {least} and {most:.0f}"
 
 
-def add_common_flags(parser: Parser, epochs: int, batch_size: int, lr: float, hidden_dropout_prob: float) -> None:
+def add_common_flags(
+    parser: Parser, epochs: int, batch_size: int, lr: float, hidden_dropout_prob: float, patience: int | None = None
+) -> None:
     """Adds what every script understands; the defaults are the paper's (section 5.3)."""
     model = parser.add_argument_group("model")
     model.add_argument("--model_size", choices=MODEL_SIZES, default="gpt2", help="which GPT-2")
@@ -147,6 +149,9 @@ def add_common_flags(parser: Parser, epochs: int, batch_size: int, lr: float, hi
 
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=whole_number(1), default=epochs, metavar="N", help="passes over the data")
+    training.add_argument(
+        "--patience", type=whole_number(1), default=patience, metavar="N", help="stop after N epochs without a better"
+    )
     training.add_argument("--batch_size", type=whole_number(1), default=batch_size, metavar="N", help="texts a step")
     training.add_argument("--lr", type=number(above=0), default=lr, metavar="RATE", help="learning rate of AdamW")
     training.add_argument("--weight_decay", type=number(least=0), default=0.0, metavar="W", help="of AdamW")

@@ -1,4 +1,4 @@
-"""What is trained of a classifier: everything, the head alone, or a low-rank adapter and the head."""
+"""What is trained of a model: everything, the head alone, or a low-rank adapter and the head if it has one."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from config import InputError
 from models.gpt2 import GPT2Model
-from models.heads import GPT2ForSequenceClassification
+from models.heads import GPT2ForSequenceClassification, GPT2LMHeadModel
 from models.pretrained import load_weights, save_pretrained
 from modules.embedding import RowsInUse, whole_vocabulary
-from training.batching import FeatureExamples, TokenExamples
+from training.batching import FeatureExamples
 from training.network import Loaded
-from training.trainer import Examples
+from training.objectives import Examples
 
 Forward = Callable[..., Tensor]
+Model = GPT2ForSequenceClassification | GPT2LMHeadModel
 
 
 class FullModel:
-    """All parameters; of the token embedding, without weight decay, the rows that the texts use.
+    """All parameters; of a classifier's token embedding, without weight decay, the rows that the texts use.
 
     Args:
         model: to be trained in place.
         settings: the script's flags.
     """
 
-    def __init__(self, model: GPT2ForSequenceClassification, settings: dict):
+    def __init__(self, model: Model, settings: dict):
         self.model = model
-        self.leave_rows_out = settings["weight_decay"] == 0
+        self.leave_rows_out = settings["weight_decay"] == 0 and isinstance(model, GPT2ForSequenceClassification)
 
     def start(
-        self, examples: dict[str, TokenExamples], read: Callable[[Forward, TokenExamples, str], Tensor]
+        self, examples: dict[str, Examples], read: Callable[[Forward, Examples, str], Tensor]
     ) -> tuple[Forward, dict[str, Examples]]:
         """Makes the model ready once it is on its device.
 
@@ -56,12 +57,12 @@ class FullModel:
         with whole_vocabulary(self.model.transformer):
             save_pretrained(self.model, self.model.config, directory)
 
-    def load(self, directory: Path) -> tuple[nn.Module, Forward]:
-        """What `save` wrote there, to predict with: a module, and what in it gives logits. Training is over then."""
+    def load(self, directory: Path) -> tuple[Model, Forward]:
+        """What `save` wrote there, to predict with: a model, and what in it gives logits. Training is over then."""
         network = self.model.transformer
         network.wte = getattr(network.wte, "whole", network.wte)
         load_weights(self.model, directory)
-        return self.model, self.model
+        return self.model.eval(), self.model
 
 
 class LastLinearLayer(FullModel):
@@ -91,7 +92,7 @@ class LastLinearLayer(FullModel):
 
 
 class LowRank(FullModel):
-    """An adapter and the head (paper, section 4.3); `best/` holds them alone.
+    """An adapter and the head, if there is one (paper, section 4.3); `best/` holds them alone.
 
     Args:
         loaded: where the network below came from.
@@ -100,7 +101,7 @@ class LowRank(FullModel):
         InputError: the rank does not fit the network, or that is an adapter's already.
     """
 
-    def __init__(self, model: GPT2ForSequenceClassification, settings: dict, loaded: Loaded):
+    def __init__(self, model: Model, settings: dict, loaded: Loaded):
         from models.lora import Lora  # PEFT takes seconds to import
 
         if loaded.adapter:
@@ -116,23 +117,31 @@ class LowRank(FullModel):
     def load(self, directory):
         """From the file and a fresh network, as a user would."""
         adapters = self._adapters(directory)
-        return adapters.holder, adapters.logits
+        model = self._with(adapters.holder.transformer, adapters)
+        return model, model
 
     def save_merged(self, adapter: Path, directory: Path) -> None:
         """Writes a model with the adapter folded into its weights."""
         adapters = self._adapters(adapter)
-        model = GPT2ForSequenceClassification(adapters.merge(), list(self.model.config.id2label.values()))
-        with torch.no_grad():
-            model.score.weight.copy_(adapters.heads["best"])
+        model = self._with(adapters.merge(), adapters)
         save_pretrained(model, model.config, directory)
 
     def _adapters(self, directory: Path):
         from models.lora import Adapters
 
-        device = self.model.score.weight.device
+        device = self.model.transformer.ln_f.weight.device
         adapters = Adapters(GPT2Model.from_pretrained(self.source, self.model.transformer.config).to(device))
         adapters.load("best", directory)
         return adapters
+
+    def _with(self, network: GPT2Model, adapters) -> Model:
+        """The model that is trained, on another network and with the adapter's head."""
+        if isinstance(self.model, GPT2LMHeadModel):
+            return GPT2LMHeadModel(network).eval()
+        model = GPT2ForSequenceClassification(network, list(self.model.config.id2label.values()))
+        with torch.no_grad():
+            model.score.weight.copy_(adapters.heads["best"])
+        return model.to(model.transformer.ln_f.weight.device).eval()
 
 
 def choose(settings: dict, loaded: Loaded, store_features: bool = True) -> Callable[..., FullModel]:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from models.heads import GPT2LMHeadModel
-from modules.ragged import Rows
 from optimizer import Muon
-from training.batching import shuffled
+from training.batching import Batch, Pieces, shuffled
 from training.checkpoint import load_state, save_state
 from training.hardware import Precision
 from training.interrupt import StopRequest
+from training.objectives import TrainingFailed, total_loss
 from training.run import Run
-from training.trainer import TrainingFailed
 
 WARM_UP = 0.02  # of the budget
 MAX_NORM = 1.0  # of a step's gradient
@@ -42,53 +38,6 @@ class Progress:
     loss_sum: float = 0.0  # since the last line of metrics
     loss_tokens: int = 0
     scaler: dict | None = None  # fp16 loss scaling
-
-
-class Pieces:
-    """Documents as pieces of at most a context's length, each read with an end-of-text token before and after it.
-
-    Nothing is packed or padded: a batch is a flat list of pieces (see `modules.ragged`), so neither attention nor loss
-    crosses from one document into another. A piece that goes on where another ended begins with the token that
-    the other was last asked for, so every token is predicted once.
-
-    Args:
-        documents: the token ids of each.
-        end_of_text: that token's id.
-        context: tokens of a piece, at most.
-        bytes: what the documents took as UTF-8.
-    """
-
-    def __init__(self, documents: Sequence[Sequence[int]], end_of_text: int, context: int, bytes: int):
-        self.bytes = bytes
-        ids, self.starts, self.lengths = [], [], []
-        offset = 0
-        for document in documents:
-            ids.append(np.array([end_of_text, *document, end_of_text], dtype=np.int32))
-            targets = len(document) + 1
-            for start in range(0, targets, context):
-                self.starts.append(offset + start)
-                self.lengths.append(min(context, targets - start))
-            offset += targets + 1
-        self.ids = torch.from_numpy(np.concatenate(ids))
-
-    def batch(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, Rows, Tensor]:
-        """(N,) tokens of some pieces, where each lies, and (N,) the token that follows each; short pieces first."""
-        indices = sorted(indices, key=self.lengths.__getitem__)
-        spans = [(self.starts[i], self.lengths[i]) for i in indices]
-        tokens = torch.cat([self.ids[start : start + length] for start, length in spans]).long()
-        targets = torch.cat([self.ids[start + 1 : start + length + 1] for start, length in spans]).long()
-        return tokens.to(device), Rows([length for _, length in spans], device), targets.to(device)
-
-    def batches(self, order: Sequence[int], most_tokens: int) -> list[list[int]]:
-        """Cuts an order of pieces into batches of at most `most_tokens` tokens."""
-        batches, tokens = [[]], 0
-        for index in order:
-            if batches[-1] and tokens + self.lengths[index] > most_tokens:
-                batches.append([])
-                tokens = 0
-            batches[-1].append(index)
-            tokens += self.lengths[index]
-        return batches
 
 
 class Pretrainer:
@@ -167,13 +116,13 @@ class Pretrainer:
         self.model.train()
         while progress.step < len(batches) and self.spent() < 1:
             started = time.perf_counter()
-            tokens, rows, targets = self.train.batch(batches[progress.step], self.precision.device)
-            loss = self._step(tokens, rows, targets)
+            batch = self.train.batch(batches[progress.step], self.precision.device)
+            loss = self._step(batch)
             progress.step += 1
             progress.steps += 1
-            progress.tokens += len(tokens)
-            progress.loss_sum += loss * len(tokens)
-            progress.loss_tokens += len(tokens)
+            progress.tokens += batch.tokens
+            progress.loss_sum += loss * batch.tokens
+            progress.loss_tokens += batch.tokens
             progress.seconds += time.perf_counter() - started
             if not bar.disable:
                 speed = progress.tokens / progress.seconds
@@ -189,13 +138,13 @@ class Pretrainer:
         if progress.step == len(batches):
             progress.passes, progress.step = progress.passes + 1, 0
 
-    def _step(self, tokens: Tensor, rows: Rows, targets: Tensor) -> float:
+    def _step(self, batch: Batch) -> float:
         """One update; returns the mean loss."""
         spent = self.spent()
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * min((spent + 1e-4) / WARM_UP, 1 - spent)
         with self.precision.autocast():
-            loss = self.model.loss(tokens, rows, targets) / len(tokens)
+            loss = self.model.loss(*batch.inputs) / batch.tokens
         self.precision.update(loss, self.optimizer, MAX_NORM)
         if not math.isfinite(loss.item()):
             raise TrainingFailed(f"step {self.progress.steps + 1}: the loss is no longer finite; try a lower --lr")
@@ -203,7 +152,8 @@ class Pretrainer:
 
     def _evaluate(self) -> None:
         progress, started = self.progress, time.perf_counter()
-        nats = total_loss(self.model, self.held_out, self.precision, self.settings["batch_tokens"])
+        nats = total_loss(self.model, self.held_out, self.precision)
+        self.model.train()
         metrics = {
             "step": progress.steps,
             "train_loss": progress.loss_sum / progress.loss_tokens,
@@ -228,16 +178,3 @@ def _kind(name: str, parameter: Tensor) -> str:
     if parameter.dim() == 1:
         return "norms and biases"
     return "query, key and value" if "c_attn" in name else "other matrices"
-
-
-@torch.inference_mode()
-def total_loss(model: GPT2LMHeadModel, pieces: Pieces, precision: Precision, most_tokens: int) -> float:
-    """Sum over all tokens of their cross-entropy, in nats, with the model in evaluation mode."""
-    model.eval()
-    order = sorted(range(len(pieces.starts)), key=pieces.lengths.__getitem__)
-    total = 0.0
-    for indices in pieces.batches(order, most_tokens):
-        with precision.autocast():
-            total += model.loss(*pieces.batch(indices, precision.device)).item()
-    model.train()
-    return total

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from config import InputError
 from training.hardware import keep_freed_memory
 from training.interrupt import Interrupted, StopRequest
-from training.trainer import TrainingFailed
+from training.objectives import TrainingFailed
 
 
 def run_script(name: str, work: Callable[[StopRequest], None]) -> int:

@@ -1,4 +1,4 @@
-"""The training loop: epochs, batches, precision, the best epoch, going on after an interruption."""
+"""The training loop: epochs, batches, precision, the best epoch, when to stop, going on after an interruption."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from optimizer import AdamW
-from training.batching import Batch, FeatureExamples, TokenExamples, by_length, shuffled
+from training.batching import Batch, shuffled
 from training.checkpoint import load_state, save_state
+from training.early_stopping import EarlyStopping
 from training.hardware import PeakMemory, Precision
 from training.interrupt import Interrupted, StopRequest
+from training.objectives import Examples, Objective, TrainingFailed
 from training.run import Run
-
-Examples = TokenExamples | FeatureExamples
 
 
 @dataclass
@@ -30,9 +28,9 @@ class Progress:
 
     epoch: int = 0  # epochs done
     step: int = 0  # steps done in the epoch under way
-    best: float = -1.0  # dev accuracy of the best epoch
-    loss_sum: float = 0.0  # over the examples of the epoch under way
-    correct: int = 0
+    best: float = -math.inf  # merit of the best epoch
+    waited: int = 0  # epochs since then
+    sums: list[float] | None = None  # of the objective, over the epoch under way
     examples: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -40,17 +38,13 @@ class Progress:
     scaler: dict | None = None  # fp16 loss scaling
 
 
-class TrainingFailed(Exception):
-    """Training cannot go on for a reason that is not the user's input."""
-
-
 class Trainer:
-    """Fits a classifier and keeps the epoch with the best dev accuracy.
+    """Trains for some epochs, or until no epoch is better than an earlier one for a while, and keeps the best.
 
     Args:
         model: holds the parameters; those that require gradients are trained.
-        forward: arguments of a batch -> (B, classes) logits; the model itself, or its head on stored features.
-        settings: the flags `epochs`, `batch_size`, `lr`, `weight_decay`, `seed` and `save_every_steps`.
+        objective: what is lowered, and what is best.
+        settings: the flags `epochs`, `patience`, `batch_size`, `lr`, `weight_decay`, `seed` and `save_every_steps`.
         run: where metrics and saves go.
         save_best: writes the model as it stands to `run.best`.
         precision: what to compute in, and where.
@@ -60,33 +54,27 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        forward: Callable[..., Tensor],
+        objective: Objective,
         settings: dict,
         run: Run,
         save_best: Callable[[], None],
         precision: Precision,
         stop: StopRequest,
     ):
-        self.model, self.forward, self.run, self.save_best = model, forward, run, save_best
+        self.model, self.objective, self.run, self.save_best = model, objective, run, save_best
         self.settings, self.precision, self.stop = settings, precision, stop
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = AdamW(self.parameters.values(), lr=settings["lr"], weight_decay=settings["weight_decay"])
         self.memory = PeakMemory(model, self.optimizer, precision.device)
         self.progress = Progress()
+        self.stopping = EarlyStopping(settings["patience"])
 
-    def fit(
-        self,
-        train: Examples,
-        dev: Examples,
-        score: Callable[[np.ndarray, list[int]], dict],
-        score_first: bool = False,
-    ) -> None:
+    def fit(self, train: Examples, dev: Examples, score_first: bool = False) -> None:
         """Trains for the epochs that are left.
 
         Args:
             train: examples to learn from.
             dev: examples to choose the epoch by.
-            score: logits and labels -> `loss`, `acc` and `f1`.
             score_first: log what the model gives before it is trained, as epoch 0.
 
         Raises:
@@ -96,35 +84,41 @@ class Trainer:
         if self.run.resuming:
             self._restore()
         elif score_first:
-            self._score_untrained(dev, score)
-        while self.progress.epoch < self.settings["epochs"]:
+            scores = self._evaluate(dev)
+            print(f"before training: {_in_words(scores)}", flush=True)
+            self.run.log({"epoch": 0} | scores)
+        while not self._done():
             self._train_epoch(train)
-            self._finish_epoch(dev, score)
+            self._finish_epoch(dev)
+        if self.progress.epoch < self.settings["epochs"]:
+            epochs = f"{self.stopping.waited} epochs" if self.stopping.waited > 1 else "an epoch"
+            print(f"stopped after epoch {self.progress.epoch}: {epochs} without a better one (--patience)", flush=True)
 
     def _train_epoch(self, train: Examples) -> None:
         progress, device, every = self.progress, self.precision.device, self.settings["save_every_steps"]
         batches = shuffled(len(train), self.settings["batch_size"], self.settings["seed"], progress.epoch)
         largest = max(range(len(batches)), key=lambda step: sum(train.lengths[i] for i in batches[step]))
         exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPU knows no float64
-        totals = torch.tensor([progress.loss_sum, progress.correct], dtype=exact, device=device)
+        sums = torch.tensor(progress.sums or [0.0, 0.0], dtype=exact, device=device)
         label = f"epoch {progress.epoch + 1}/{self.settings['epochs']}"
         bar = tqdm(total=len(train), initial=progress.examples, desc=label, unit=" examples", disable=None, leave=False)
         started = time.perf_counter() - progress.seconds
         self.model.train()
         while progress.step < len(batches):
             batch = train.batch(batches[progress.step], device)
-            totals += self._step(batch, watched=progress.step == largest)
+            sums += self._step(batch, watched=progress.step == largest)
             progress.step += 1
             progress.examples += batch.examples
             progress.tokens += batch.tokens
             bar.update(batch.examples)
             if not bar.disable and progress.step % 10 == 0:  # not every step: reading the loss waits for a GPU
-                bar.set_postfix(loss=f"{totals[0].item() / progress.examples:.3f}")
+                scores = self.objective.training_scores(sums.tolist(), progress.examples, progress.tokens)
+                bar.set_postfix(loss=f"{scores['train_loss']:.3f}")
             save = (every and progress.step % every == 0) or self.stop.signum is not None
             if save or progress.step == len(batches):
-                progress.loss_sum, progress.correct = totals[0].item(), int(totals[1].item())
+                progress.sums = sums.tolist()
                 progress.seconds = time.perf_counter() - started
-                if not math.isfinite(progress.loss_sum):
+                if not math.isfinite(progress.sums[0]):
                     raise TrainingFailed(f"{label}: the loss is no longer a finite number; try a lower --lr")
             if save:
                 self._save()
@@ -132,39 +126,28 @@ class Trainer:
         bar.close()
 
     def _step(self, batch: Batch, watched: bool) -> Tensor:
-        """One update; returns the batch's summed loss and number of right answers."""
+        """One update; returns what the objective adds up."""
         with self.precision.autocast(), self.memory.watch() if watched else nullcontext():
-            logits = self.forward(*batch.inputs).float()
-        loss = F.cross_entropy(logits, batch.labels)
+            loss, sums = self.objective.loss(batch)
         self.precision.update(loss, self.optimizer)
-        correct = (logits.argmax(dim=1) == batch.labels).sum()
-        return torch.stack([loss.detach() * batch.examples, correct])
+        return sums
 
-    def _score_untrained(self, dev: Examples, score: Callable[[np.ndarray, list[int]], dict]) -> None:
-        scores = self._evaluate(dev, score)
-        print(f"before training: dev loss {scores['dev_loss']:.3f}, dev acc {scores['dev_acc']:.3f}", flush=True)
-        self.run.log({"epoch": 0} | scores)
-
-    def _evaluate(self, dev: Examples, score: Callable[[np.ndarray, list[int]], dict]) -> dict:
+    def _evaluate(self, dev: Examples) -> dict[str, float]:
         started = time.perf_counter()
-        logits = predict(self.model, self.forward, dev, self.precision, self.stop, "dev")
-        if not np.isfinite(logits).all():
-            raise TrainingFailed("the model no longer gives finite numbers; try a lower --lr")
-        scores = {f"dev_{name}": value for name, value in score(logits, dev.labels.tolist()).items()}
+        scores = self.objective.evaluate(dev, self.precision, self.stop)
         return scores | {"eval_seconds": round(time.perf_counter() - started, 3)}
 
-    def _finish_epoch(self, dev: Examples, score: Callable[[np.ndarray, list[int]], dict]) -> None:
+    def _finish_epoch(self, dev: Examples) -> None:
         progress = self.progress
         try:
-            scores = self._evaluate(dev, score)
+            scores = self._evaluate(dev)
         except Interrupted:
             self._save()
             raise
         seconds = scores.pop("eval_seconds")
         metrics = {
             "epoch": progress.epoch + 1,
-            "train_loss": progress.loss_sum / progress.examples,
-            "train_acc": progress.correct / progress.examples,
+            **self.objective.training_scores(progress.sums, progress.examples, progress.tokens),
             **scores,
             "train_seconds": round(progress.seconds, 3),
             "eval_seconds": seconds,
@@ -172,62 +155,38 @@ class Trainer:
             "train_tokens": progress.tokens,
             "peak_memory_bytes": self.memory.bytes(),
         }
-        print(
-            f"epoch {metrics['epoch']}/{self.settings['epochs']}: train loss {metrics['train_loss']:.3f}, "
-            f"train acc {metrics['train_acc']:.3f}, dev loss {metrics['dev_loss']:.3f}, "
-            f"dev acc {metrics['dev_acc']:.3f}, {progress.examples / progress.seconds:.0f} examples/s",
-            flush=True,
-        )
-        best = max(progress.best, metrics["dev_acc"])
-        if metrics["dev_acc"] > progress.best:
+        speed = f"{progress.examples / progress.seconds:.0f} examples/s"
+        print(f"epoch {metrics['epoch']}/{self.settings['epochs']}: {_in_words(metrics)}, {speed}", flush=True)
+        if self.stopping.improves(self.objective.merit(scores)):
             self.save_best()
         self.run.log(metrics)
-        self.progress = Progress(epoch=progress.epoch + 1, best=best, kept_memory=self.memory.kept)
+        self.progress = Progress(progress.epoch + 1, best=self.stopping.best, waited=self.stopping.waited)
         self._save()
+
+    @property
+    def best_epoch(self) -> int:
+        """Counted from 1."""
+        return self.progress.epoch - self.stopping.waited
+
+    def _done(self) -> bool:
+        return self.progress.epoch == self.settings["epochs"] or self.stopping.over
 
     def _save(self) -> None:
         self.progress.scaler = self.precision.scaler.state_dict()
         self.progress.kept_memory = self.memory.kept
-        done = self.progress.epoch == self.settings["epochs"]  # then nothing but that is worth keeping
-        save_state(self.run.last, {} if done else self.parameters, self.optimizer, asdict(self.progress))
+        parameters = {} if self._done() else self.parameters  # then nothing but that is worth keeping
+        save_state(self.run.last, parameters, self.optimizer, asdict(self.progress))
 
     def _restore(self) -> None:
         self.progress = Progress(**load_state(self.run.last, self.parameters, self.optimizer))
+        self.stopping = EarlyStopping(self.settings["patience"], self.progress.best, self.progress.waited)
         self.run.keep_lines(lambda line: line["epoch"] <= self.progress.epoch)
         self.memory.kept = self.progress.kept_memory
         if self.progress.scaler:
             self.precision.scaler.load_state_dict(self.progress.scaler)
 
 
-@torch.inference_mode()
-def predict(
-    model: nn.Module,
-    forward: Callable[..., Tensor],
-    examples: Examples,
-    precision: Precision,
-    stop: StopRequest,
-    name: str,
-) -> np.ndarray:
-    """Runs a model in evaluation mode over examples in batches of like length.
-
-    Returns:
-        (n, width) what `forward` gives for each example, in float32, in the order of the examples.
-
-    Raises:
-        Interrupted: the user asked to stop.
-    """
-    model.eval()
-    outputs: list[np.ndarray] = []
-    order: list[int] = []
-    with tqdm(total=len(examples), desc=name, unit=" examples", disable=None, leave=False) as bar:
-        for indices in by_length(examples.lengths):
-            indices = sorted(indices, key=examples.lengths.__getitem__)  # the order a batch puts them in
-            batch = examples.batch(indices, precision.device)
-            with precision.autocast():
-                outputs.append(forward(*batch.inputs).float().cpu().numpy())
-            order += indices
-            bar.update(batch.examples)
-            stop.check()
-    result = np.concatenate(outputs)
-    result[order] = result.copy()
-    return result
+def _in_words(metrics: dict[str, float]) -> str:
+    """`train loss 1.234, dev acc 0.567`"""
+    scores = {name: value for name, value in metrics.items() if name.endswith(("_loss", "_acc", "_f1"))}
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())

@@ -1,0 +1,144 @@
+"""What a batch costs, and what an epoch is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from models.heads import GPT2LMHeadModel
+from training.batching import Batch, FeatureExamples, Pieces, TokenExamples, by_length
+from training.hardware import Precision
+from training.interrupt import StopRequest
+
+Examples = TokenExamples | FeatureExamples | Pieces
+
+
+class TrainingFailed(Exception):
+    """Training cannot go on for a reason that is not the user's input."""
+
+
+class Objective(Protocol):
+    """What the trainer asks of a task."""
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The number to lower, and (2,) what to add up over an epoch."""
+
+    def training_scores(self, sums: list[float], examples: int, tokens: int) -> dict[str, float]:
+        """What an epoch's sums come to; `train_loss` is among it."""
+
+    def evaluate(self, examples: Examples, precision: Precision, stop: StopRequest) -> dict[str, float]:
+        """Scores in evaluation mode."""
+
+    def merit(self, scores: dict[str, float]) -> float:
+        """What the best epoch has most of."""
+
+
+class Classification:
+    """The cross-entropy of each text's class; the best epoch is the one with the highest dev accuracy.
+
+    Args:
+        model: what `forward` is part of.
+        forward: arguments of a batch -> (B, classes) logits.
+        score: logits and labels -> `loss`, `acc` and `f1`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[..., Tensor],
+        score: Callable[[np.ndarray, list[int]], dict[str, float]],
+    ):
+        self.model, self.forward, self.score = model, forward, score
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = self.forward(*batch.inputs).float()
+        loss = F.cross_entropy(logits, batch.labels)
+        right = (logits.argmax(dim=1) == batch.labels).sum()
+        return loss, torch.stack([loss.detach() * batch.examples, right])
+
+    def training_scores(self, sums: list[float], examples: int, tokens: int) -> dict[str, float]:
+        return {"train_loss": sums[0] / examples, "train_acc": sums[1] / examples}
+
+    def evaluate(self, examples: Examples, precision: Precision, stop: StopRequest) -> dict[str, float]:
+        logits = predict(self.model, self.forward, examples, precision, stop, "dev")
+        if not np.isfinite(logits).all():
+            raise TrainingFailed("the model no longer gives finite numbers; try a lower --lr")
+        return {f"dev_{name}": value for name, value in self.score(logits, examples.labels.tolist()).items()}
+
+    def merit(self, scores: dict[str, float]) -> float:
+        return scores["dev_acc"]
+
+
+class NextToken:
+    """The cross-entropy of each next token; the best epoch is the one with the lowest validation loss."""
+
+    def __init__(self, model: GPT2LMHeadModel):
+        self.model = model
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        total = self.model.loss(*batch.inputs)
+        return total / batch.tokens, torch.stack([total.detach(), torch.zeros_like(total)])
+
+    def training_scores(self, sums: list[float], examples: int, tokens: int) -> dict[str, float]:
+        return {"train_loss": sums[0] / tokens}
+
+    def evaluate(self, examples: Pieces, precision: Precision, stop: StopRequest) -> dict[str, float]:
+        loss = total_loss(self.model, examples, precision) / sum(examples.lengths)
+        if not np.isfinite(loss):
+            raise TrainingFailed("the validation loss is no longer a finite number; try a lower --lr")
+        stop.check()
+        return {"val_loss": loss}
+
+    def merit(self, scores: dict[str, float]) -> float:
+        return -scores["val_loss"]
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    forward: Callable[..., Tensor],
+    examples: Examples,
+    precision: Precision,
+    stop: StopRequest,
+    name: str,
+) -> np.ndarray:
+    """Runs a model in evaluation mode over examples in batches of like length.
+
+    Returns:
+        (n, width) what `forward` gives for each example, in float32, in the order of the examples.
+
+    Raises:
+        Interrupted: the user asked to stop.
+    """
+    model.eval()
+    outputs: list[np.ndarray] = []
+    order: list[int] = []
+    with tqdm(total=len(examples), desc=name, unit=" examples", disable=None, leave=False) as bar:
+        for indices in by_length(examples.lengths):
+            indices = sorted(indices, key=examples.lengths.__getitem__)  # the order a batch puts them in
+            batch = examples.batch(indices, precision.device)
+            with precision.autocast():
+                outputs.append(forward(*batch.inputs).float().cpu().numpy())
+            order += indices
+            bar.update(batch.examples)
+            stop.check()
+    result = np.concatenate(outputs)
+    result[order] = result.copy()
+    return result
+
+
+@torch.inference_mode()
+def total_loss(model: GPT2LMHeadModel, pieces: Pieces, precision: Precision) -> float:
+    """Sum over all tokens of their cross-entropy, in nats, with the model in evaluation mode."""
+    model.eval()
+    total = 0.0
+    for indices in by_length(pieces.lengths):
+        with precision.autocast():
+            total += model.loss(*pieces.batch(indices, precision.device).inputs).item()
+    return total
