@@ -15,6 +15,9 @@ from modules.ragged import Rows
 IDLE_ROWS = 0.25  # of the cache; with more rows than that finished, those left are copied into a smaller one
 
 
+SHORTLIST = 1024  # tokens, which hold the probability asked for nearly always
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn.
@@ -40,11 +43,15 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], not {self.top_p}")
 
-    def draw(self, logits: Tensor, chance: Tensor) -> Tensor:
-        """
+    def draw(self, logits: Tensor, seeds: Tensor, step: int) -> Tensor:
+        """Takes the token with the largest p / e, where e is drawn for each token from the exponential distribution;
+        that is token i with probability p_i. Rounding changes the outcome only where two of them are all but equal,
+        which a draw along the sums of probabilities, for which each token's place depends on all others, does not give.
+
         Args:
             logits: (B, V)
-            chance: (B,) uniform in [0, 1), what decides each row's draw.
+            seeds: (B,) decide each row's draws, together with
+            step: the number of the draw.
 
         Returns:
             (B,) token ids.
@@ -52,10 +59,8 @@ class Sampling:
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         probabilities, tokens = self.probabilities(logits)
-        sums = probabilities.cumsum(dim=-1)
-        drawn = torch.searchsorted(sums, chance.unsqueeze(1).to(sums) * sums[:, -1:], right=True)
-        last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1  # rounding may lead past it
-        return tokens.gather(1, torch.minimum(drawn, last)).squeeze(1)
+        exponential = -noise(seeds.unsqueeze(1), step, tokens).log()
+        return tokens.gather(1, (probabilities / exponential).argmax(dim=-1, keepdim=True)).squeeze(1)
 
     def probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """
@@ -65,12 +70,32 @@ class Sampling:
         Returns:
             (B, K) probabilities in falling order, 0 for what is never drawn, and (B, K) the tokens that have them.
         """
-        k = min(self.top_k or logits.size(-1), logits.size(-1))
-        logits, tokens = (logits.float() / self.temperature).topk(k)
-        probabilities = logits.softmax(dim=-1)
+        logits = logits.float() / self.temperature
+        size = logits.size(-1)
+        if self.top_k:
+            logits, tokens = logits.topk(min(self.top_k, size))
+            probabilities = logits.softmax(dim=-1)
+        else:  # sorting a whole vocabulary takes longer than the network does
+            total = logits.logsumexp(dim=-1, keepdim=True)
+            for k in (min(SHORTLIST, size), size):
+                likeliest, tokens = logits.topk(k)
+                probabilities = (likeliest - total).exp()
+                if self.top_p < 1 and (probabilities.sum(dim=-1) >= self.top_p).all():
+                    break
         before = probabilities.cumsum(dim=-1) - probabilities
         probabilities = probabilities.masked_fill(before >= self.top_p, 0)
         return probabilities / probabilities.sum(dim=-1, keepdim=True), tokens
+
+
+def noise(seeds: Tensor, step: int | Tensor, tokens: Tensor) -> Tensor:
+    """Uniform in (0, 1): a number for each seed, step and token id; their shapes broadcast. It is the finalizer of
+    splitmix64 (Steele et al. 2014) of their sum, each times an odd number of its own."""
+    step = torch.as_tensor(step, device=seeds.device)
+    x = seeds + step * -0x61C8864680B583EB + tokens * -0x3B314601E57A13AD  # int64 wraps around
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    x = x ^ (x >> 31 & 0x1FFFFFFFF)
+    return ((x >> 40 & 0xFFFFFF).float() + 0.5) / (1 << 24)
 
 
 @torch.inference_mode()
@@ -89,8 +114,7 @@ def generate(
     Args:
         model: put in evaluation mode.
         prompts: token ids, at least one each.
-        seeds: one a prompt: its continuations depend on it and not on what else is in the batch, but for the rounding
-            of sums.
+        seeds: one a prompt, in [0, 2**63): its continuations follow from it, whatever else is in the batch.
         num_candidates: continuations of each prompt.
         is_done: (number of the prompt, its new token ids so far, the last one just written) -> is that all?
 
@@ -119,9 +143,10 @@ def generate(
     places = torch.tensor([text.prompt for text in live], device=device)
     cache.select(places)
     state = state[places]  # (B, C), a row a text from here on
-    chances = torch.cat([_chances(seed, num_candidates, max_new_tokens) for seed in seeds]).to(device)
+    seeds = torch.tensor(seeds, device=device).repeat_interleave(num_candidates)
+    seeds = seeds + torch.arange(num_candidates, device=device).repeat(len(prompts)) * -0x2E3F5A0CB7D14E25
     for step in range(max_new_tokens):
-        drawn = sampling.draw(network.hidden_state_to_token(state), chances[:, step])
+        drawn = sampling.draw(network.hidden_state_to_token(state), seeds, step)
         for text, token in zip(live, drawn.tolist(), strict=True):
             if not text.done:
                 text.tokens.append(token)
@@ -134,7 +159,7 @@ def generate(
             live = [live[row] for row in running]
             kept = torch.tensor(running, device=device)
             cache.select(kept)
-            drawn, chances = drawn[kept], chances[kept]
+            drawn, seeds = drawn[kept], seeds[kept]
         state = network.encode(drawn, cache.grow(), cache=cache)
     return [[text.tokens for text in texts if text.prompt == prompt] for prompt in range(len(prompts))]
 
@@ -146,9 +171,3 @@ class _Text:
         self.prompt, self.limit = prompt, limit
         self.tokens: list[int] = []
         self.done = limit == 0
-
-
-def _chances(seed: int, texts: int, steps: int) -> Tensor:
-    """(texts, steps) uniform in [0, 1); those of the first texts are the same however many there are."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.rand(steps, dtype=torch.float64, generator=generator) for _ in range(texts)])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
+import scipy.stats
 import torch
 import transformers
 from conftest import scramble, stock_config
@@ -10,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as stock_warpers
 
-from models.generation import Sampling, generate
+from models.generation import Sampling, generate, noise
 from models.gpt2 import GPT2Model
 from models.heads import GPT2LMHeadModel
 from models.pretrained import EMBEDDED
@@ -106,29 +109,42 @@ def test_a_text_does_not_depend_on_what_else_is_written(
     top_k=st.none() | st.integers(1, 50),
     top_p=st.floats(0.01, 1.0),
     seed=st.integers(0, 1000),
+    shortlist=st.integers(1, 50),
 )
-def test_probabilities_are_those_of_stock_warpers(vocab_size, temperature, top_k, top_p, seed):
+def test_probabilities_are_those_of_stock_warpers(vocab_size, temperature, top_k, top_p, seed, shortlist):
     logits = 3 * torch.randn(3, vocab_size, generator=torch.Generator().manual_seed(seed))
     expected = stock_warpers.TemperatureLogitsWarper(temperature)(None, logits)
     if top_k:
         expected = stock_warpers.TopKLogitsWarper(top_k)(None, expected)
     expected = stock_warpers.TopPLogitsWarper(top_p)(None, expected).softmax(dim=-1)
-    probabilities, tokens = Sampling(temperature, top_k, top_p).probabilities(logits)
+    with mock.patch("models.generation.SHORTLIST", shortlist):
+        probabilities, tokens = Sampling(temperature, top_k, top_p).probabilities(logits)
     ours = torch.zeros_like(logits).scatter(1, tokens, probabilities)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
-@given(vocab_size=st.integers(1, 12), top_p=st.floats(0.05, 1.0), seed=st.integers(0, 1000))
+@given(vocab_size=st.integers(2, 12), top_p=st.floats(0.05, 1.0), seed=st.integers(0, 1000))
 def test_draws_have_their_probabilities(vocab_size, top_p, seed):
     logits = 2 * torch.randn(1, vocab_size, generator=torch.Generator().manual_seed(seed))
-    sampling, chances = Sampling(top_p=top_p), (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
-    drawn = sampling.draw(logits.expand(4000, -1), chances)
+    sampling, rows = Sampling(top_p=top_p), 20_000
+    drawn = sampling.draw(logits.expand(rows, -1), torch.arange(rows) + seed, step=seed)
     probabilities, tokens = sampling.probabilities(logits)
-    expected = torch.zeros(1, vocab_size).scatter(1, tokens, probabilities)[0]
-    torch.testing.assert_close(drawn.bincount(minlength=vocab_size) / 4000, expected, rtol=0, atol=1e-3)
-    almost_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
-    assert expected[sampling.draw(logits, almost_one)] > 0
+    expected = rows * torch.zeros(1, vocab_size).scatter(1, tokens, probabilities)[0]
+    counts = drawn.bincount(minlength=vocab_size)
+    assert not counts[expected == 0].any()
+    often = expected > 5
+    deviation = ((counts - expected)[often] ** 2 / expected[often]).sum().item()
+    assert scipy.stats.chi2.sf(deviation, max(1, int(often.sum()) - 1)) > 1e-5
+
+
+def test_noise_is_uniform_and_independent_along_every_axis():
+    whole = noise(torch.arange(40)[:, None, None], torch.arange(50)[:, None], torch.arange(60))
+    assert 0 < whole.min() < whole.max() < 1
+    assert scipy.stats.kstest(whole.flatten().numpy(), "uniform").pvalue > 1e-4
+    for axis in range(3):
+        first, second = whole.narrow(axis, 0, 39).flatten(), whole.narrow(axis, 1, 39).flatten()
+        assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.015
 
 
 def test_ends_where_it_is_told_to_and_where_the_context_is_full(tmp_path):

@@ -100,19 +100,26 @@ def _range(least: int, most: float) -> str:
 
 
 def add_common_flags(
-    parser: Parser, epochs: int, batch_size: int, lr: float, hidden_dropout_prob: float, patience: int | None = None
+    parser: Parser,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    hidden_dropout_prob: float | None = None,
+    patience: int | None = None,
 ) -> None:
-    """Adds what every script understands; the defaults are the paper's (section 5.3)."""
+    """Adds what every script understands; the defaults are the paper's (section 5.3). Without a default for
+    `hidden_dropout_prob` there is no head to drop out before."""
     model = parser.add_argument_group("model")
     model.add_argument("--model_size", choices=MODEL_SIZES, default="gpt2", help="which GPT-2")
     model.add_argument("--model_path", metavar="DIR", help="any Hugging Face GPT-2 directory instead")
-    model.add_argument(
-        "--hidden_dropout_prob",
-        type=number(least=0, below=1),
-        default=hidden_dropout_prob,
-        metavar="P",
-        help="dropout before the head",
-    )
+    if hidden_dropout_prob is not None:
+        model.add_argument(
+            "--hidden_dropout_prob",
+            type=number(least=0, below=1),
+            default=hidden_dropout_prob,
+            metavar="P",
+            help="dropout before the head",
+        )
     model.add_argument(
         "--dropout",
         type=number(least=0, below=1),
@@ -131,7 +138,7 @@ def add_common_flags(
     data.add_argument("--predictions_dir", default="predictions", metavar="DIR", help="where prediction files go")
 
     lora = parser.add_argument_group("LoRA")
-    lora.add_argument("--use_lora", action="store_true", help="train a low-rank adapter and the head, nothing else")
+    lora.add_argument("--use_lora", action="store_true", help="train a low-rank adapter and a head, nothing else")
     lora.add_argument("--lora_rank", type=whole_number(1), default=16, metavar="R", help="rank of the update")
     lora.add_argument("--lora_alpha", type=number(above=0), default=16, metavar="A", help="scales the update by A / R")
     lora.add_argument(

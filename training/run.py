@@ -14,10 +14,11 @@ from config import InputError
 from models.files import write_text
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "safetensors", "huggingface_hub", "scikit-learn", "numpy")
-# Between a run and its resumption; what lies at the paths is compared by its hash, what --demo sets by itself.
+# Between a run and its resumption; what lies at the paths is compared by its hash, what --demo sets by itself. The last
+# five matter to what is done with the model.
 _MAY_DIFFER = {
     "resume", "demo", "save_every_steps", "output_dir", "predictions_dir", "data_dir", "corpus", "leave_out",
-    "model_path", "device",
+    "model_path", "device", "temperature", "top_k", "top_p", "num_candidates", "max_new_tokens",
 }  # fmt: skip
 _MUST_AGREE = ("data", "model", "precision")
 

@@ -1,0 +1,81 @@
+"""From a trained model to continued sonnets, their files and their scores."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from config import InputError
+from models.files import write_text
+from models.generation import Sampling
+from tasks.sonnet_scores import Judge, Poem, print_scores, signature
+from tasks.sonnets import Sonnets, complete, most_like_the_others, read_sonnets, write_sonnets
+from training.finetune import Trained
+
+FILES = {"dev": "generated_sonnets_dev.txt", "test": "generated_sonnets.txt"}
+
+
+@dataclass
+class Prompts:
+    """What is to be continued.
+
+    Attributes:
+        given: the first lines of each poem.
+        truth: the whole poems, where they are known.
+    """
+
+    given: Sonnets
+    truth: list[list[str]] | None
+
+
+def read_prompts(data_dir: Path, name: str, limit: int | None) -> Prompts:
+    """Of `dev` or `test`: `sonnets_held_out_dev.txt` or `sonnets_held_out.txt`, and the file of the same name with
+    `TRUE_` before it where there is one.
+
+    Args:
+        limit: the first so many only.
+
+    Raises:
+        InputError: as `read_sonnets`; or the whole poems are not as many as the prompts.
+    """
+    file = {"dev": "sonnets_held_out_dev.txt", "test": "sonnets_held_out.txt"}[name]
+    given, truth = read_sonnets(data_dir / file, keep_empty=True), data_dir / f"TRUE_{file}"
+    if not truth.is_file():
+        return Prompts(given.first(limit), None)
+    poems = read_sonnets(truth, keep_empty=True).poems
+    if len(poems) != len(given.poems):
+        raise InputError(f"{truth}: {len(poems)} sonnets, and {len(given.poems)} in {file}")
+    return Prompts(given.first(limit), poems[:limit])
+
+
+def generate_and_score(
+    trained: Trained, name: str, prompts: dict[str, Prompts], training: Sequence[Poem], settings: dict
+) -> None:
+    """Continues the sonnets, writes them, prints their scores beside the baselines', and keeps those in `scores.json`.
+
+    Args:
+        name: of the model, for the table.
+        training: the sonnets that it may have learned by heart.
+        settings: the script's flags.
+    """
+    sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
+    scores = {"signature": signature()}
+    for split, some in prompts.items():
+        started = time.perf_counter()
+        with trained.precision.autocast():
+            candidates = complete(
+                trained.model, trained.tokenizer, some.given, sampling,
+                settings["seed"], settings["max_new_tokens"], settings["num_candidates"],
+            )  # fmt: skip
+        poems = [most_like_the_others(versions) for versions in candidates]
+        write_sonnets(Path(settings["predictions_dir"]) / FILES[split], replace(some.given, poems=poems))
+        seconds = time.perf_counter() - started
+        judge = Judge(some.given.poems, some.truth, training)
+        rows = judge.baselines() | {name: judge.score(poems)}
+        print_scores(f"{split} ({len(poems)} sonnets, written in {seconds:.0f} s)", rows)
+        scores[split] = {method: asdict(row) for method, row in rows.items()}
+    write_text(trained.run / "scores.json", json.dumps(scores, indent=2) + "\n")
+    print(f"chrF is sacreBLEU's {scores['signature']}; ± is half of a 95 % interval over resampled sonnets")

@@ -1,0 +1,197 @@
+"""Shakespeare's sonnets: learning their next tokens, continuing others from their first lines (paper, section 5.1)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from config import InputError
+from models.files import write_text
+from models.generation import Sampling, generate
+from models.heads import GPT2LMHeadModel
+from tasks.table import BadRow, refuse_if_too_many
+from tasks.verse import LINES
+from training.batching import Pieces
+from training.methods import Forward
+from training.network import Loaded
+from training.objectives import NextToken
+
+CACHE_BYTES = 2 << 30  # of keys and values; prompts that would need more are continued one group after another
+
+
+@dataclass
+class Sonnets:
+    """The poems of a file.
+
+    Attributes:
+        numbers: as they stand above each.
+        poems: their lines, without blank ones before and after.
+        bad: poems without lines, left out.
+    """
+
+    path: Path
+    numbers: list[str]
+    poems: list[list[str]]
+    bad: list[BadRow] = field(default_factory=list)
+
+    def first(self, count: int | None) -> Sonnets:
+        """The first `count`; all, if None."""
+        return Sonnets(self.path, self.numbers[:count], self.poems[:count], self.bad)
+
+    def pick(self, indices: Sequence[int]) -> Sonnets:
+        """Some of them, in that order."""
+        return Sonnets(self.path, [self.numbers[i] for i in indices], [self.poems[i] for i in indices])
+
+
+class SonnetTask:
+    """What `training.finetune.Task` asks for."""
+
+    score_first = True
+
+    def build(self, loaded: Loaded, settings: dict) -> GPT2LMHeadModel:
+        return GPT2LMHeadModel(loaded.network)
+
+    def encode(self, tokenizer, sonnets: Sonnets) -> Pieces:
+        """Each sonnet between two end-of-text tokens; one longer than the context is cut into several pieces."""
+        texts = ["\n".join(poem) for poem in sonnets.poems]
+        ids = tokenizer(texts, verbose=False)["input_ids"]
+        return Pieces(ids, tokenizer.eos_token_id, tokenizer.model_max_length)
+
+    def objective(self, model: GPT2LMHeadModel, forward: Forward) -> NextToken:
+        return NextToken(model)
+
+
+def read_sonnets(path: Path, keep_empty: bool = False, skip_bad_rows: bool = False) -> Sonnets:
+    """Reads poems that are parted by lines with a number alone; what stands before the first number is no poem.
+
+    Args:
+        path: a UTF-8 file, with or without a byte-order mark, with any line ends.
+        keep_empty: numbers without lines below are poems too.
+        skip_bad_rows: else go on when there are more than 1 % of them.
+
+    Raises:
+        InputError: not there, not UTF-8, no numbers, or too many without lines.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: no such file; python data/download.py brings the course's files, --data_dir names another folder"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8: {error}") from error
+    starts = [i for i, line in enumerate(lines) if line.strip().isdecimal()]
+    if not starts:
+        raise InputError(f"{path}: no line holds a number alone, which is what parts one sonnet from the next")
+    sonnets = Sonnets(path, [], [])
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        number, poem = lines[start].strip(), lines[start + 1 : end]
+        while poem and not poem[0].strip():
+            del poem[0]
+        while poem and not poem[-1].strip():
+            del poem[-1]
+        if not poem and not keep_empty:
+            sonnets.bad.append(BadRow(str(path), start + 1, number, "no lines below the number"))
+            continue
+        sonnets.numbers.append(number)
+        sonnets.poems.append(poem)
+    refuse_if_too_many(sonnets.bad, len(starts), skip_bad_rows)
+    if not sonnets.poems:
+        raise InputError(f"{path}: no sonnet in it has lines")
+    return sonnets
+
+
+def split(sonnets: Sonnets, train_size: float, seed: int) -> tuple[Sonnets, Sonnets]:
+    """A random share to learn from, and the rest to validate on, at least one of each (paper, section 5.3).
+
+    Raises:
+        InputError: there is only one sonnet.
+    """
+    count = len(sonnets.poems)
+    if count < 2:
+        raise InputError(f"{sonnets.path}: one sonnet cannot be split into training and validation")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    learned = min(max(round(train_size * count), 1), count - 1)
+    train, validation = sonnets.pick(sorted(order[:learned])), sonnets.pick(sorted(order[learned:]))
+    train.bad = sonnets.bad
+    return train, validation
+
+
+def complete(
+    model: GPT2LMHeadModel,
+    tokenizer,
+    prompts: Sonnets,
+    sampling: Sampling,
+    seed: int,
+    max_new_tokens: int,
+    num_candidates: int = 1,
+) -> list[list[list[str]]]:
+    """Continues poems until they end or have fourteen lines.
+
+    A poem's seed follows from its own lines and `seed`, so it is continued in the same way whatever the others are.
+    One that fills the context, or has fourteen lines, comes back as it is.
+
+    Returns:
+        For each poem, `num_candidates` versions of its lines, the given ones first and unchanged.
+    """
+    texts = ["".join(f"{line}\n" for line in poem) for poem in prompts.poems]
+    ids = [[tokenizer.eos_token_id, *tokenizer(text, verbose=False)["input_ids"]] for text in texts]
+    open_ = []
+    for i, poem in enumerate(prompts.poems):
+        if len(ids[i]) >= model.config.n_positions:
+            print(f"sonnet {prompts.numbers[i]} fills the context of {model.config.n_positions} tokens: not continued")
+        elif len(poem) < LINES:
+            open_.append(i)
+    ends_line = {token for text, token in tokenizer.get_vocab().items() if "Ċ" in text}  # how GPT-2 spells \n
+
+    def lines_of(i: int, new: list[int]) -> list[str]:
+        """All lines with text in them, but for numbers alone, which would part the poem in two."""
+        lines = tokenizer.decode(new, skip_special_tokens=True).split("\n")
+        return [line.rstrip() for line in lines if line.strip() and not line.strip().isdecimal()]
+
+    def is_done(i: int, new: list[int]) -> bool:
+        whole = new[-1] in ends_line and tokenizer.decode(new).rpartition("\n")[0]
+        return bool(whole) and len(prompts.poems[i]) + len([x for x in whole.split("\n") if x.strip()]) >= LINES
+
+    completed = [[poem] * num_candidates for poem in prompts.poems]
+    row = 8 * model.config.n_layer * model.config.n_embd  # bytes of a token's keys and values
+    width = max((len(ids[i]) for i in open_), default=0) + max_new_tokens
+    at_once = max(1, CACHE_BYTES // (row * width * num_candidates))
+    for start in range(0, len(open_), at_once):
+        group = open_[start : start + at_once]
+        seeds = [int.from_bytes(hashlib.sha256(f"{seed}\n{texts[i]}".encode()).digest()[:7]) for i in group]
+        ended = generate(
+            model, [ids[i] for i in group], max_new_tokens, sampling, seeds, num_candidates,
+            lambda prompt, new, group=group: is_done(group[prompt], new),
+        )  # fmt: skip
+        for i, candidates in zip(group, ended, strict=True):
+            poem = prompts.poems[i]
+            completed[i] = [[*poem, *lines_of(i, new)][: max(LINES, len(poem))] for new in candidates]
+    return completed
+
+
+def most_like_the_others(candidates: Sequence[list[str]]) -> list[str]:
+    """Minimum Bayes risk (Eikema & Aziz 2020): the candidate with the highest mean chrF against the others."""
+    from sacrebleu.metrics import CHRF
+
+    if len(candidates) == 1:
+        return candidates[0]
+    texts, chrf = ["\n".join(lines) for lines in candidates], CHRF()
+
+    def mean(i: int) -> float:
+        return sum(chrf.sentence_score(texts[i], [other]).score for j, other in enumerate(texts) if j != i)
+
+    return candidates[max(range(len(texts)), key=mean)]
+
+
+def write_sonnets(path: Path, sonnets: Sonnets) -> None:
+    """Writes a file as the course's programs read it, by the lines that hold a number alone."""
+    poems = ("\n".join(poem) for poem in sonnets.poems)
+    parts = [f"\n{number}\n{poem}\n" for number, poem in zip(sonnets.numbers, poems, strict=True)]
+    write_text(path, "".join(["--Generated Sonnets-- \n\n", *parts]))
