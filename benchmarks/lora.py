@@ -50,12 +50,12 @@ class Training:
         for _ in range(STEPS):
             self._step(next(self.batches))
 
-    def peak(self) -> float:
-        """MiB that a step on the longest texts takes."""
+    def peak(self) -> int:
+        """Bytes that a step on the longest texts takes."""
         lengths = self.examples.lengths
         with self.memory.watch():
             self._step(sorted(range(len(lengths)), key=lengths.__getitem__)[-self.batch_size :])
-        return self.memory.bytes() / 2**20
+        return self.memory.bytes()
 
     def _step(self, indices: list[int]) -> None:
         batch = self.examples.batch(indices, self.cpu)
@@ -70,7 +70,7 @@ def main() -> None:
     settings = classifier.parse_flags()
     lora, full = Training(settings, use_lora=True), Training(settings, use_lora=False)
     paired(f"{STEPS} steps of batch {settings['batch_size']}, LoRA against everything", lora, full, repeats=9)
-    sizes = [training.memory.bytes() for training in (lora, full)]
+    sizes = [training.peak() for training in (lora, full)]
     print(
         f"peak memory: {sizes[0] / 2**20:,.0f} MiB against {sizes[1] / 2**20:,.0f} MiB, {sizes[0] / sizes[1]:.2f} of it"
     )

@@ -54,9 +54,9 @@ def test_knows_english_it_has_not_seen():
     assert nats / size < 1.5
 
 
-@pytest.mark.parametrize("script", ["classifier.py", "pretrain.py"])
+@pytest.mark.parametrize("script", ["classifier.py", "sonnet_generation.py", "pretrain.py"])
 def test_demo_runs_offline_and_says_that_it_is_one(script, tmp_path):
-    shorter = {"classifier.py": ["--epochs", "1"], "pretrain.py": ["--tokens", "3000"]}[script]
+    shorter = ["--tokens", "3000"] if script == "pretrain.py" else ["--epochs", "1"]
     ended = subprocess.run(
         [sys.executable, str(ROOT / script), "--demo", *shorter],
         cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300,

@@ -1,0 +1,67 @@
+"""Writing twelve texts of 128 tokens: ours, stock `generate`, and one text at a time without a cache.
+
+./setup.sh python benchmarks/generation.py --model_path DIR
+"""
+
+from __future__ import annotations
+
+from timing import describe_machine, paired  # isort: skip
+
+import argparse
+import time
+
+import torch
+import transformers
+
+from models.generation import Sampling, generate
+from models.gpt2 import GPT2Model
+from models.heads import GPT2LMHeadModel
+from training.hardware import keep_freed_memory
+
+PROMPTS, TOKENS = 12, 128
+WAYS = {"the likeliest token": Sampling(temperature=0), "drawn (1.2, top-p 0.9)": Sampling(1.2, top_p=0.9)}
+
+
+def main() -> None:
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model_path", required=True, help="any Hugging Face GPT-2 directory")
+    path = parser.parse_args().model_path
+    describe_machine()
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32).eval()
+    ours = GPT2LMHeadModel(GPT2Model.from_pretrained(path))
+    end = theirs.config.eos_token_id
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(25, 45, (PROMPTS,), generator=generator).tolist()  # as three lines of a sonnet
+    prompts = [torch.randint(end, (length,), generator=generator).tolist() for length in lengths]
+    ids = torch.tensor([[end] * (max(lengths) - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (max(lengths) - length) + [1] * length for length in lengths])
+
+    def stock(sampling: Sampling, ids: torch.Tensor, mask: torch.Tensor, **kwargs) -> None:
+        how = {"do_sample": False}
+        if sampling.temperature:
+            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        theirs.generate(
+            ids, attention_mask=mask, max_new_tokens=TOKENS, min_new_tokens=TOKENS, pad_token_id=end, **how, **kwargs
+        )  # fmt: skip
+
+    for name, sampling in WAYS.items():
+        seconds = []
+
+        def write(sampling: Sampling = sampling, seconds: list[float] = seconds) -> None:
+            started = time.perf_counter()
+            texts = generate(ours, prompts, TOKENS, sampling, seeds=range(PROMPTS))
+            assert all(len(text) == TOKENS for (text,) in texts), "a text ended early: the comparison would not be fair"
+            seconds.append(time.perf_counter() - started)
+
+        paired(
+            f"{name}, against stock generate", write, lambda sampling=sampling: stock(sampling, ids, mask), repeats=5
+        )
+        started = time.perf_counter()
+        stock(sampling, ids[:1, -lengths[0] :], mask[:1, -lengths[0] :], use_cache=False)
+        alone = PROMPTS * (time.perf_counter() - started)
+        print(f"  one by one without a cache: {alone / min(seconds):.1f} times our time (one text measured)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Sonnets continued after full fine-tuning and LoRA, with several seeds.
+
+./setup.sh python benchmarks/sonnet_methods.py --data_dir DATA --lora_lr 3e-3 -- --model_size mini --lr 1e-3
+
+Prints the table of the README. Called again it goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+from seeds import SEEDS, epochs, print_header, print_row, run, spread  # isort: skip
+
+import argparse
+import json
+from itertools import product
+from pathlib import Path
+
+import sonnet_generation
+
+METHODS = {"full model": [], **{f"LoRA {r}": ["--use_lora", "--lora_rank", r] for r in (16, 32, 64, 128)}}
+SCORES = {"chrf": ".1f", "new_chrf": ".1f", "lines": ".1f", "syllables": ".1f", "rhymes": ".1f", "copied": ".1%"}
+COLUMNS = ("dev chrF", "of new lines", "lines", "syllables a line", "rhymes of 7", "copied 4-grams")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", default="data", help="the course's files")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/sonnet_methods"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--train_size", nargs="+", default=["0.9", "0.8"])
+    parser.add_argument("--num_candidates", nargs="+", default=["1", "32"])
+    parser.add_argument("--lora_lr", default="1e-5", help="learning rate of LoRA")
+    parser.add_argument("rest", nargs="*", help="flags for sonnet_generation.py, after --")
+    flags = parser.parse_args()
+
+    rows, baselines = {}, {}
+    for method, size, count in product(METHODS, flags.train_size, flags.num_candidates):
+        lora, results = METHODS[method], []
+        for seed in flags.seeds:
+            here = flags.output_dir / f"{method.replace(' ', '-')}-{size}-{seed}"  # the candidates need no new training
+            what = ["--data_dir", flags.data_dir, "--seed", seed, "--train_size", size, "--num_candidates", count]
+            run(sonnet_generation.main, here, [*flags.rest, *what, *lora, *(["--lr", flags.lora_lr] if lora else [])])
+            dev = json.loads((here / "scores.json").read_text(encoding="utf-8"))["dev"]
+            *names, ours = dev
+            baselines = {name: dev[name] for name in names}
+            stopped = [line["epoch"] for line in epochs(here)][-1]
+            results.append(dev[ours] | {"stopped": stopped})
+        rows[f"{method}, train_size {size}, {count} candidates"] = results
+
+    print_header("", *COLUMNS, "epochs")
+    for name, scores in baselines.items():
+        print_row(name, *(format(scores[score], form) for score, form in SCORES.items()), "")
+    for name, results in rows.items():
+        cells = [spread([result[score] for result in results], form) for score, form in SCORES.items()]
+        print_row(name, *cells, "/".join(str(result["stopped"]) for result in results))
+
+
+if __name__ == "__main__":
+    main()
