@@ -50,7 +50,9 @@ class LinearCrossEntropy(torch.autograd.Function):
                 slope = slope.to(dtype)
                 if dx is not None:
                     dx[here] = slope @ w
-                if dw is not None:
+                if dw is not None and dtype == dw.dtype:
+                    dw.addmm_(slope.t(), part)  # without a product as large as the embedding beside it
+                elif dw is not None:
                     dw += slope.t() @ part
         ctx.save_for_backward(dx, dw)
         return total
@@ -58,4 +60,5 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        return (*(None if saved is None else saved * gradient for saved in ctx.saved_tensors), None)
+        # In place, for the weight's is as large as the embedding; a second backward pass is refused by autograd itself.
+        return (*(None if saved is None else saved.mul_(gradient) for saved in ctx.saved_tensors), None)
