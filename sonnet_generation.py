@@ -27,7 +27,7 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
     )
     task.add_argument("--top_k", type=whole_number(1), metavar="K", help="draw from the K likeliest tokens")
     task.add_argument(
-        "--top_p", type=number(above=0, below=1.0001), default=0.9, metavar="P",
+        "--top_p", type=number(above=0, most=1), default=0.9, metavar="P",
         help="draw from the fewest tokens that have this probability together",
     )  # fmt: skip
     task.add_argument(

@@ -17,6 +17,7 @@ from conftest import BAD, FILLER, GOOD, ROOT, scramble, stock_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -65,6 +66,29 @@ def test_loss_takes_gradients_of_what_wants_them_and_computes_in_bf16_under_auto
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(whole.item(), rel=0.02)
     assert half.item() != whole.item()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Takes note of the most elements that any operation gave."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_loss_never_builds_all_logits():
+    x, weight = torch.randn(2000, 8, requires_grad=True), torch.randn(5000, 8, requires_grad=True)
+    targets = torch.randint(5000, (2000,))
+    with mock.patch("modules.cross_entropy.LOGITS", 1 << 16), LargestTensor() as largest:
+        LinearCrossEntropy.apply(x, weight, targets).backward()
+    assert largest.elements <= 1 << 16
+    with LargestTensor() as largest:
+        F.cross_entropy(x @ weight.t(), targets).backward()
+    assert largest.elements == 2000 * 5000
 
 
 documents_of_few_ids = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=12), min_size=1, max_size=8)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sacrebleu.metrics import CHRF
 
 import sonnet_generation
-from config import InputError
+from config import GPT2Config, InputError
 from models.generation import Sampling
 from models.gpt2 import GPT2Model
 from models.heads import GPT2LMHeadModel
@@ -169,8 +169,6 @@ def test_sonnets_begin_with_their_given_lines_and_stop_at_fourteen(writer):
 @given(seed=st.integers(0, 99), candidates=st.integers(1, 3))
 def test_a_sonnet_is_the_same_whatever_the_others_are(tmp_path_factory, seed, candidates):
     torch.manual_seed(0)
-    from config import GPT2Config
-
     model = GPT2LMHeadModel(GPT2Model(GPT2Config(vocab_size=8192, n_positions=64, n_embd=32, n_layer=2, n_head=2)))
     model.transformer.init_weights()
     tokenizer = transformers.AutoTokenizer.from_pretrained(ROOT / "models" / "mini")
@@ -408,3 +406,25 @@ def test_prompts_that_are_empty_or_fill_the_context(few_sonnets, save_stock, tmp
     poems = read_sonnets(tmp_path / "generated_sonnets.txt", keep_empty=True)
     assert poems.numbers == ["1", "2"]
     assert poems.poems[1] == [long.rstrip("\n")]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--top_p", "1.01", "at most 1"),
+        ("--top_p", "0", "above 0"),
+        ("--temperature", "-1", "at least 0"),
+        ("--train_size", "1", "below 1"),
+        ("--patience", "0", "at least 1"),
+        ("--num_candidates", "0", "at least 1"),
+        ("--top_k", "x", "whole number"),
+    ],
+)
+def test_flags_out_of_range(capsys, flag, value, message):
+    with pytest.raises(SystemExit) as ended:
+        call(flag, value)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert flag in error
+    assert message in error
+    assert error.count("\n") == 1

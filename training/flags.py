@@ -77,17 +77,19 @@ def whole_number(least: int, most: float = math.inf) -> Callable[[str], int]:
     return convert
 
 
-def number(above: float = -math.inf, least: float = -math.inf, below: float = math.inf) -> Callable[[str], float]:
+def number(
+    above: float = -math.inf, least: float = -math.inf, below: float = math.inf, most: float = math.inf
+) -> Callable[[str], float]:
     """A converter for argparse: a finite number in the given range."""
 
     def convert(text: str) -> float:
         value = float(text)
-        if not (math.isfinite(value) and value > above and least <= value < below):
+        if not (math.isfinite(value) and above < value < below and least <= value <= most):
             bounds = [
                 f"above {above:g}" if above > -math.inf else "",
                 f"at least {least:g}" if least > -math.inf else "",
             ]
-            bounds += [f"below {below:g}" if below < math.inf else ""]
+            bounds += [f"below {below:g}" if below < math.inf else "", f"at most {most:g}" if most < math.inf else ""]
             raise argparse.ArgumentTypeError(f"{text} is not a number {' and '.join(b for b in bounds if b)}".rstrip())
         return value
 
