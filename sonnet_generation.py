@@ -40,6 +40,8 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
     add_common_flags(parser, epochs=20, batch_size=8, lr=1e-5, patience=2)
     settings = vars(parser.parse_args(arguments))
     check_method(parser, settings)
+    if settings["temperature"] == 0 and settings["num_candidates"] > 1:
+        parser.error("--num_candidates goes with a --temperature above 0: without one they are all the same")
     return settings
 
 
@@ -73,7 +75,7 @@ def run(settings: dict, stop) -> None:
 
     trained = fine_tune(Path(settings["output_dir"]), SonnetTask(), {"train": train, "dev": validation}, settings, stop)
     name = f"{model}, {method}, epoch {trained.epoch} of {trained.epochs}"
-    generate_and_score(trained, name, prompts, sonnets.poems, settings)
+    generate_and_score(trained, name, prompts, sonnets.poems, settings, stop)
     print(f"{trained.seconds:.0f} s of training and evaluation; the model is {trained.run / 'best'}", flush=True)
     if settings["demo"]:
         print(DEMO_IS_OVER)

@@ -14,7 +14,7 @@ SEEDS = (11711, 1, 2)
 
 
 def run(script: Callable[[list[str]], int], folder: Path, flags: Sequence[object]) -> None:
-    """Calls a script's `main`, going on where an earlier call was stopped; a run that is done is not repeated.
+    """Calls a script's `main`, going on where an earlier call was stopped; what is trained is not trained again.
 
     Raises:
         SystemExit: it failed.

@@ -2,7 +2,7 @@
 
 ./setup.sh python benchmarks/sonnet_methods.py --data_dir DATA --lora_lr 3e-3 -- --model_size mini --lr 1e-3
 
-Prints the table of the README. Called again it goes on where it was stopped.
+Prints the table of the README. Called again, with the same flags, it goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -37,9 +37,14 @@ def main() -> None:
         lora, results = METHODS[method], []
         for seed in flags.seeds:
             here = flags.output_dir / f"{method.replace(' ', '-')}-{size}-{seed}"  # the candidates need no new training
-            what = ["--data_dir", flags.data_dir, "--seed", seed, "--train_size", size, "--num_candidates", count]
-            run(sonnet_generation.main, here, [*flags.rest, *what, *lora, *(["--lr", flags.lora_lr] if lora else [])])
-            dev = json.loads((here / "scores.json").read_text(encoding="utf-8"))["dev"]
+            kept = here / f"scores-{count}.json"
+            if not kept.is_file():
+                what = ["--data_dir", flags.data_dir, "--seed", seed, "--train_size", size, "--num_candidates", count]
+                rate = ["--lr", flags.lora_lr] if lora else []
+                run(sonnet_generation.main, here, [*flags.rest, *what, *lora, *rate])
+                (here / "predictions").rename(here / f"predictions-{count}")
+                (here / "scores.json").rename(kept)
+            dev = json.loads(kept.read_text(encoding="utf-8"))["dev"]
             *names, ours = dev
             baselines = {name: dev[name] for name in names}
             stopped = [line["epoch"] for line in epochs(here)][-1]

@@ -15,9 +15,6 @@ from modules.ragged import Rows
 IDLE_ROWS = 0.25  # of the cache; with more rows than that finished, those left are copied into a smaller one
 
 
-SHORTLIST = 1024  # tokens, which hold the probability asked for nearly always
-
-
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn.
@@ -44,13 +41,15 @@ class Sampling:
             raise ValueError(f"top_p must lie in (0, 1], not {self.top_p}")
 
     def draw(self, logits: Tensor, seeds: Tensor, step: int) -> Tensor:
-        """Takes the token with the largest p / e, where e is drawn for each token from the exponential distribution;
-        that is token i with probability p_i. Rounding changes the outcome only where two of them are all but equal,
-        which a draw along the sums of probabilities, for which each token's place depends on all others, does not give.
+        """Has the tokens race: token i, for which e is drawn from the exponential distribution, has p_i / e, and is
+        ahead of all others with probability p_i. The first in the race that top-k and top-p admit is the one.
+
+        No token's place depends on the others', as it does in a draw along their sums, so rounding changes the outcome
+        only where two are all but equal; and nothing is sorted, which takes longer than the network.
 
         Args:
             logits: (B, V)
-            seeds: (B,) decide each row's draws, together with
+            seeds: (B,) int64, decide each row's draws, together with
             step: the number of the draw.
 
         Returns:
@@ -58,33 +57,20 @@ class Sampling:
         """
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        probabilities, tokens = self.probabilities(logits)
-        exponential = -noise(seeds.unsqueeze(1), step, tokens).log()
-        return tokens.gather(1, (probabilities / exponential).argmax(dim=-1, keepdim=True)).squeeze(1)
-
-    def probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            logits: (B, V)
-
-        Returns:
-            (B, K) probabilities in falling order, 0 for what is never drawn, and (B, K) the tokens that have them.
-        """
         logits = logits.float() / self.temperature
-        size = logits.size(-1)
-        if self.top_k:
-            logits, tokens = logits.topk(min(self.top_k, size))
-            probabilities = logits.softmax(dim=-1)
-        else:  # sorting a whole vocabulary takes longer than the network does
-            total = logits.logsumexp(dim=-1, keepdim=True)
-            for k in (min(SHORTLIST, size), size):
-                likeliest, tokens = logits.topk(k)
-                probabilities = (likeliest - total).exp()
-                if self.top_p < 1 and (probabilities.sum(dim=-1) >= self.top_p).all():
-                    break
-        before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= self.top_p, 0)
-        return probabilities / probabilities.sum(dim=-1, keepdim=True), tokens
+        if self.top_k and self.top_k < logits.size(-1):
+            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], -torch.inf)
+        p = logits.softmax(dim=-1)
+        vocabulary = torch.arange(p.size(-1), device=p.device)
+        race = p / -noise(seeds.unsqueeze(1), step, vocabulary).log()  # (B, V)
+        drawn = race.argmax(dim=-1)
+        rows = torch.arange(len(p), device=p.device)
+        while self.top_p < 1 and len(rows):  # those whose first token may be one of the unlikely ones
+            likelier = p[rows] > p[rows, drawn[rows]].unsqueeze(1)
+            rows = rows[(p[rows] * likelier).sum(dim=-1) >= self.top_p]
+            race[rows, drawn[rows]] = -1
+            drawn[rows] = race[rows].argmax(dim=-1)
+        return drawn
 
 
 def noise(seeds: Tensor, step: int | Tensor, tokens: Tensor) -> Tensor:
@@ -95,7 +81,7 @@ def noise(seeds: Tensor, step: int | Tensor, tokens: Tensor) -> Tensor:
     x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     x = x ^ (x >> 31 & 0x1FFFFFFFF)
-    return ((x >> 40 & 0xFFFFFF).float() + 0.5) / (1 << 24)
+    return ((x >> 41 & 0x7FFFFF).float() + 0.5) / (1 << 23)  # as many bits as float32 holds, so that none becomes 1
 
 
 @torch.inference_mode()
@@ -122,8 +108,13 @@ def generate(
         For each prompt, `num_candidates` lists of new token ids, the end-of-text token included.
 
     Raises:
-        ValueError: a prompt that is empty, longer than the context, or holds an id outside the vocabulary.
+        ValueError: a prompt that is empty, longer than the context, or holds an id outside the vocabulary; or not as
+            many seeds as prompts.
     """
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds")
+    if not prompts:
+        return []
     model.eval()
     network, end, weight = model.transformer, model.config.eos_token_id, model.transformer.ln_f.weight
     device = weight.device
@@ -140,13 +131,16 @@ def generate(
     state = network.encode(tokens, rows, only_last=True, cache=cache)  # (prompts, C)
     texts = [_Text(prompt, limit) for prompt, limit in enumerate(limits) for _ in range(num_candidates)]
     live = texts
-    places = torch.tensor([text.prompt for text in live], device=device)
-    cache.select(places)
-    state = state[places]  # (B, C), a row a text from here on
+    if num_candidates > 1:
+        places = torch.tensor([text.prompt for text in live], device=device)
+        cache.select(places)
+        state = state[places]  # (B, C), a row a text from here on
     seeds = torch.tensor(seeds, device=device).repeat_interleave(num_candidates)
     seeds = seeds + torch.arange(num_candidates, device=device).repeat(len(prompts)) * -0x2E3F5A0CB7D14E25
     for step in range(max_new_tokens):
-        drawn = sampling.draw(network.hidden_state_to_token(state), seeds, step)
+        with torch.autocast(device.type, enabled=False):  # in 16 bits, many tokens would be equally likely
+            logits = network.hidden_state_to_token(state.to(weight.dtype))
+        drawn = sampling.draw(logits, seeds, step)
         for text, token in zip(live, drawn.tolist(), strict=True):
             if not text.done:
                 text.tokens.append(token)

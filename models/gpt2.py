@@ -89,7 +89,8 @@ class GPT2Model(nn.Module):
             tokens: (N,) the real tokens of all rows, end to end.
             rows: where the rows lie.
             only_last: return the last token of each row only; the last block then computes nothing else.
-            cache: what came before the tokens, if they are not whole rows; they are added to it.
+            cache: of texts that are being written, what came before the tokens: empty if they are whole rows, else
+                the cache whose `grow()` is `rows`. They are added to it.
 
         Returns:
             (N, C), or (B, C) if `only_last`.

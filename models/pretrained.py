@@ -206,7 +206,8 @@ def save_pretrained(module: nn.Module, config: GPT2Config, directory: Path, dtyp
 def load_tokenizer(directory: Path, config: GPT2Config):
     """The stock tokenizer of a model directory, set up so that what it is saved with loads as a whole pipeline.
 
-    Padding is the end-of-text token where the tokenizer names none, as GPT-2's does not.
+    The end-of-text token is what `config` says where the tokenizer names none, and padding is that token where the
+    tokenizer names none, as GPT-2's does not.
 
     Raises:
         InputError: the directory has no tokenizer, or one with ids beyond the model's vocabulary.
@@ -221,12 +222,12 @@ def load_tokenizer(directory: Path, config: GPT2Config):
         raise InputError(f"{directory}: its tokenizer cannot be read: {error}") from error
     if not 0 < len(tokenizer) <= config.vocab_size:
         raise InputError(f"{directory}: {len(tokenizer)} tokens in the tokenizer, {config.vocab_size} in the model")
+    if tokenizer.eos_token is None and config.eos_token_id in range(len(tokenizer)):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     if tokenizer.pad_token is None:
-        candidates = (tokenizer.eos_token_id, config.eos_token_id)
-        end = next((i for i in candidates if i is not None and 0 <= i < len(tokenizer)), None)
-        if end is None:
+        if tokenizer.eos_token is None:
             raise InputError(f"{directory}: eos_token_id {config.eos_token_id} of config.json is not in the tokenizer")
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
+        tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     tokenizer.model_max_length = config.n_positions
     return tokenizer

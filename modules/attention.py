@@ -39,7 +39,8 @@ class CausalSelfAttention(nn.Module):
             x: (N, C) all tokens of the batch.
             rows: which of them belong together.
             only_last: compute the result for the last token of each row only.
-            past: what came before them, if not all of a row is here; they are added to it.
+            past: of a text that is being written, what came before them: nothing, with whole rows, or all, with
+                `NextTokens`. They are added to it.
 
         Returns:
             (N, C), or (B, C) if `only_last`.

@@ -12,7 +12,8 @@ from modules.ragged import Rows
 class Cache:
     """Keys and values of the tokens read so far, and how many of them each row has.
 
-    Rows start at the left, whatever their length; a row's next token goes to the cell after its last.
+    A network fills an empty one with whole rows, and then reads one token more of each, with `grow()` as its rows. Rows
+    start at the left, whatever their length; a row's next token goes to the cell after its last.
 
         lengths    [5, 1]                           (B,)
         keys       [[k k k k k . .]                 (B, nh, T, hs) in every layer; so are the values
@@ -45,7 +46,8 @@ class Cache:
         """
         self.lengths = self.lengths[rows]
         self.width = int(self.lengths.max())
-        self.layers = [LayerCache(layer.keys[rows], layer.values[rows]) for layer in self.layers]
+        for layer in self.layers:  # one after another, so that no more than one is there twice
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
 
 class NextTokens(Rows):

@@ -11,9 +11,10 @@ from pathlib import Path
 from config import InputError
 from models.files import write_text
 from models.generation import Sampling
-from tasks.sonnet_scores import Judge, Poem, print_scores, signature
+from tasks.sonnet_scores import SIGNATURE, Judge, Poem, print_scores
 from tasks.sonnets import Sonnets, complete, most_like_the_others, read_sonnets, write_sonnets
 from training.finetune import Trained
+from training.interrupt import StopRequest
 
 FILES = {"dev": "generated_sonnets_dev.txt", "test": "generated_sonnets.txt"}
 
@@ -39,20 +40,27 @@ def read_prompts(data_dir: Path, name: str, limit: int | None) -> Prompts:
         limit: the first so many only.
 
     Raises:
-        InputError: as `read_sonnets`; or the whole poems are not as many as the prompts.
+        InputError: as `read_sonnets`; or the whole poems have other numbers than the prompts.
     """
     file = {"dev": "sonnets_held_out_dev.txt", "test": "sonnets_held_out.txt"}[name]
     given, truth = read_sonnets(data_dir / file, keep_empty=True), data_dir / f"TRUE_{file}"
     if not truth.is_file():
         return Prompts(given.first(limit), None)
-    poems = read_sonnets(truth, keep_empty=True).poems
-    if len(poems) != len(given.poems):
-        raise InputError(f"{truth}: {len(poems)} sonnets, and {len(given.poems)} in {file}")
-    return Prompts(given.first(limit), poems[:limit])
+    whole = read_sonnets(truth, keep_empty=True)
+    if whole.numbers != given.numbers:
+        raise InputError(
+            f"{truth}: its {len(whole.numbers)} sonnets have other numbers than the {len(given.numbers)} of {file}"
+        )
+    return Prompts(given.first(limit), whole.poems[:limit])
 
 
 def generate_and_score(
-    trained: Trained, name: str, prompts: dict[str, Prompts], training: Sequence[Poem], settings: dict
+    trained: Trained,
+    name: str,
+    prompts: dict[str, Prompts],
+    training: Sequence[Poem],
+    settings: dict,
+    stop: StopRequest,
 ) -> None:
     """Continues the sonnets, writes them, prints their scores beside the baselines', and keeps those in `scores.json`.
 
@@ -60,17 +68,24 @@ def generate_and_score(
         name: of the model, for the table.
         training: the sonnets that it may have learned by heart.
         settings: the script's flags.
+
+    Raises:
+        Interrupted: the user asked to stop.
     """
     sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
-    scores = {"signature": signature()}
+    scores = {"signature": SIGNATURE}
     for split, some in prompts.items():
         started = time.perf_counter()
         with trained.precision.autocast():
             candidates = complete(
                 trained.model, trained.tokenizer, some.given, sampling,
                 settings["seed"], settings["max_new_tokens"], settings["num_candidates"],
+                stop,
             )  # fmt: skip
-        poems = [most_like_the_others(versions) for versions in candidates]
+        poems = []
+        for versions in candidates:
+            poems.append(most_like_the_others(versions))
+            stop.check()
         write_sonnets(Path(settings["predictions_dir"]) / FILES[split], replace(some.given, poems=poems))
         seconds = time.perf_counter() - started
         judge = Judge(some.given.poems, some.truth, training)

@@ -13,6 +13,7 @@ from tasks.verse import four_grams, rhymes, syllables
 
 DRAWS = 50  # of the baseline that takes its lines from a random training sonnet
 TAIL = 11  # lines of it
+RESAMPLINGS = 1000  # of the poems, for an interval
 
 Poem = Sequence[str]
 
@@ -23,7 +24,7 @@ class Scores:
 
     Attributes:
         chrf: corpus chrF of the whole poems; None where the truth is not known.
-        chrf_within: half the width of its 95 % interval, from 1,000 resamplings of the poems.
+        chrf_within: half the width of its 95 % interval, from resampling the poems.
         new_chrf: corpus chrF of the lines that were not given.
         lines: a poem.
         characters: a poem.
@@ -62,7 +63,7 @@ class Judge:
         lines = [line for poem in poems for line in poem]
         chrf = within = new_chrf = None
         if self.truth:
-            whole = _chrf(poems, self.truth)
+            whole = _chrf(poems, self.truth, RESAMPLINGS)
             chrf, within = float(whole.score), float(whole._ci)  # sacreBLEU's own bootstrap; no other way to it
             new_chrf = _chrf(
                 new, [poem[len(given) :] for given, poem in zip(self.given, self.truth, strict=True)]
@@ -92,17 +93,18 @@ class Judge:
         return rows | ({"the sonnets themselves": self.score(self.truth)} if self.truth else {})
 
 
-def _chrf(poems: Sequence[Poem], truth: Sequence[Poem]):
+def _chrf(poems: Sequence[Poem], truth: Sequence[Poem], resamplings: int = 1):
     texts, references = (["\n".join(poem) for poem in some] for some in (poems, truth))
-    return CHRF().corpus_score(texts, [references], n_bootstrap=1000)
+    return CHRF().corpus_score(texts, [references], n_bootstrap=resamplings)
 
 
-def signature() -> str:
-    """Of sacreBLEU: which chrF this is."""
+def _signature() -> str:
     chrf = CHRF()
-    chrf.corpus_score(["a"], [["a"]])
+    chrf.corpus_score(["a"], [["a"]], n_bootstrap=RESAMPLINGS)
     return str(chrf.get_signature())
 
+
+SIGNATURE = _signature()  # which chrF this is, as sacreBLEU says it
 
 COLUMNS: dict[str, Callable[[Scores], str]] = {
     "chrF": lambda s: "" if s.chrf is None else f"{s.chrf:.1f} ± {s.chrf_within:.1f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,12 @@ from models.heads import GPT2LMHeadModel
 from tasks.table import BadRow, refuse_if_too_many
 from tasks.verse import LINES
 from training.batching import Pieces
+from training.interrupt import StopRequest
 from training.methods import Forward
 from training.network import Loaded
 from training.objectives import NextToken
 
-CACHE_BYTES = 2 << 30  # of keys and values; prompts that would need more are continued one group after another
+CACHE_BYTES = 2 << 30  # of keys and values; prompts that would need more, with all their candidates, come in groups
 
 
 @dataclass
@@ -53,6 +55,8 @@ class SonnetTask:
     score_first = True
 
     def build(self, loaded: Loaded, settings: dict) -> GPT2LMHeadModel:
+        if loaded.tokenizer.eos_token is None:
+            raise InputError(f"{loaded.source}: its tokenizer has no end-of-text token, which ends a sonnet")
         return GPT2LMHeadModel(loaded.network)
 
     def encode(self, tokenizer, sonnets: Sonnets) -> Pieces:
@@ -89,6 +93,9 @@ def read_sonnets(path: Path, keep_empty: bool = False, skip_bad_rows: bool = Fal
     starts = [i for i, line in enumerate(lines) if line.strip().isdecimal()]
     if not starts:
         raise InputError(f"{path}: no line holds a number alone, which is what parts one sonnet from the next")
+    before = sum(bool(line.strip()) for line in lines[: starts[0]])
+    if before >= LINES:
+        print(f"{path}: {before} lines before the first number are not read; does a sonnet lack its number?")
     sonnets = Sonnets(path, [], [])
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         number, poem = lines[start].strip(), lines[start + 1 : end]
@@ -99,6 +106,8 @@ def read_sonnets(path: Path, keep_empty: bool = False, skip_bad_rows: bool = Fal
         if not poem and not keep_empty:
             sonnets.bad.append(BadRow(str(path), start + 1, number, "no lines below the number"))
             continue
+        if len(poem) >= 2 * LINES:
+            print(f"{path}: sonnet {number} has {len(poem)} lines; does the next lack its number?")
         sonnets.numbers.append(number)
         sonnets.poems.append(poem)
     refuse_if_too_many(sonnets.bad, len(starts), skip_bad_rows)
@@ -130,7 +139,8 @@ def complete(
     sampling: Sampling,
     seed: int,
     max_new_tokens: int,
-    num_candidates: int = 1,
+    num_candidates: int,
+    stop: StopRequest,
 ) -> list[list[list[str]]]:
     """Continues poems until they end or have fourteen lines.
 
@@ -139,6 +149,9 @@ def complete(
 
     Returns:
         For each poem, `num_candidates` versions of its lines, the given ones first and unchanged.
+
+    Raises:
+        Interrupted: the user asked to stop.
     """
     texts = ["".join(f"{line}\n" for line in poem) for poem in prompts.poems]
     ids = [[tokenizer.eos_token_id, *tokenizer(text, verbose=False)["input_ids"]] for text in texts]
@@ -150,30 +163,41 @@ def complete(
             open_.append(i)
     ends_line = {token for text, token in tokenizer.get_vocab().items() if "Ċ" in text}  # how GPT-2 spells \n
 
-    def lines_of(i: int, new: list[int]) -> list[str]:
-        """All lines with text in them, but for numbers alone, which would part the poem in two."""
-        lines = tokenizer.decode(new, skip_special_tokens=True).split("\n")
-        return [line.rstrip() for line in lines if line.strip() and not line.strip().isdecimal()]
-
-    def is_done(i: int, new: list[int]) -> bool:
-        whole = new[-1] in ends_line and tokenizer.decode(new).rpartition("\n")[0]
-        return bool(whole) and len(prompts.poems[i]) + len([x for x in whole.split("\n") if x.strip()]) >= LINES
+    def is_full(i: int, new: list[int]) -> bool:
+        stop.check()
+        if new[-1] not in ends_line:
+            return False
+        whole = tokenizer.decode(new).rpartition("\n")[0]
+        return len(prompts.poems[i]) + len(lines_with_words(whole)) >= LINES
 
     completed = [[poem] * num_candidates for poem in prompts.poems]
-    row = 8 * model.config.n_layer * model.config.n_embd  # bytes of a token's keys and values
-    width = max((len(ids[i]) for i in open_), default=0) + max_new_tokens
-    at_once = max(1, CACHE_BYTES // (row * width * num_candidates))
+    cut = 0
+    width = min(max((len(ids[i]) for i in open_), default=0) + max_new_tokens, model.config.n_positions)
+    row = 8 * model.config.n_layer * model.config.n_embd * width  # bytes
+    at_once = max(1, CACHE_BYTES // (row * num_candidates))
     for start in range(0, len(open_), at_once):
         group = open_[start : start + at_once]
         seeds = [int.from_bytes(hashlib.sha256(f"{seed}\n{texts[i]}".encode()).digest()[:7]) for i in group]
-        ended = generate(
+        written = generate(
             model, [ids[i] for i in group], max_new_tokens, sampling, seeds, num_candidates,
-            lambda prompt, new, group=group: is_done(group[prompt], new),
+            lambda prompt, new, group=group: is_full(group[prompt], new),
         )  # fmt: skip
-        for i, candidates in zip(group, ended, strict=True):
+        for i, candidates in zip(group, written, strict=True):
             poem = prompts.poems[i]
-            completed[i] = [[*poem, *lines_of(i, new)][: max(LINES, len(poem))] for new in candidates]
+            news = [lines_with_words(tokenizer.decode(new, skip_special_tokens=True)) for new in candidates]
+            completed[i] = [[*poem, *new][:LINES] for new in news]
+            cut += sum(new[-1] != tokenizer.eos_token_id and not is_full(i, new) for new in candidates)
+            if not all(completed[i]):
+                print(f"sonnet {prompts.numbers[i]} has no given lines, and the model ends it before its first")
+    if cut:
+        print(f"{cut} of {len(open_) * num_candidates} continuations are cut off by --max_new_tokens or the context")
     return completed
+
+
+def lines_with_words(text: str) -> list[str]:
+    """The lines of a poem: none that is blank, or a number alone, which would part it in two."""
+    lines = (line.rstrip() for line in re.split(r"\r\n?|\n", text))
+    return [line for line in lines if line and not line.strip().isdecimal()]
 
 
 def most_like_the_others(candidates: Sequence[list[str]]) -> list[str]:
@@ -184,10 +208,10 @@ def most_like_the_others(candidates: Sequence[list[str]]) -> list[str]:
         return candidates[0]
     texts, chrf = ["\n".join(lines) for lines in candidates], CHRF()
 
-    def mean(i: int) -> float:
+    def likeness(i: int) -> float:
         return sum(chrf.sentence_score(texts[i], [other]).score for j, other in enumerate(texts) if j != i)
 
-    return candidates[max(range(len(texts)), key=mean)]
+    return candidates[max(range(len(texts)), key=likeness)]
 
 
 def write_sonnets(path: Path, sonnets: Sonnets) -> None:

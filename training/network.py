@@ -16,7 +16,7 @@ from models.pretrained import EMBEDDED, load_tokenizer, locate
 class Loaded:
     """
     Attributes:
-        network: with the flags' dropout, and the tokenizer's padding token in its configuration.
+        network: with the flags' dropout, and the tokenizer's end-of-text and padding tokens in its configuration.
         source: the directory of its weights.
         adapter: that of the adapter folded into them, if any.
         name: of the source, as others can find it: a directory, or a repository on the Hub.
@@ -54,7 +54,8 @@ def load_network(settings: dict) -> Loaded:
         p = settings["dropout"]
         config = replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
     tokenizer = load_tokenizer(source, config)
-    network = GPT2Model.from_pretrained(source, replace(config, pad_token_id=tokenizer.pad_token_id))
+    config = replace(config, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    network = GPT2Model.from_pretrained(source, config)
     if adapter:
         from models.lora import Adapters  # PEFT takes seconds to import
 

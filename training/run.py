@@ -13,7 +13,10 @@ from pathlib import Path
 from config import InputError
 from models.files import write_text
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "safetensors", "huggingface_hub", "scikit-learn", "numpy")
+_PACKAGES = (
+    "torch", "transformers", "tokenizers", "peft", "safetensors", "huggingface_hub", "scikit-learn", "numpy",
+    "sacrebleu", "pronouncing",
+)  # fmt: skip
 # Between a run and its resumption; what lies at the paths is compared by its hash, what --demo sets by itself. The last
 # five matter to what is done with the model.
 _MAY_DIFFER = {
@@ -48,10 +51,12 @@ class Run:
                 print(f"{path}: nothing to resume there; starting afresh", flush=True)
             elif self.metrics_file.is_file():
                 print(f"{path}: replacing the earlier run", flush=True)
-            for old in (self.last, self.best):  # in this order: a state without its model would pass for finished
+            # In this order: a state without its model would pass for finished.
+            for old in (self.last, self.best, path / "merged"):
                 if old.exists():
                     shutil.rmtree(old)
-            self.metrics_file.unlink(missing_ok=True)
+            for old in (self.metrics_file, path / "scores.json"):
+                old.unlink(missing_ok=True)
         for leftover in path.rglob(".*.tmp"):  # of a save that was killed
             leftover.unlink()
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]}

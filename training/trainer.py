@@ -90,9 +90,9 @@ class Trainer:
         while not self._done():
             self._train_epoch(train)
             self._finish_epoch(dev)
-        if self.progress.epoch < self.settings["epochs"]:
-            epochs = f"{self.stopping.waited} epochs" if self.stopping.waited > 1 else "an epoch"
-            print(f"stopped after epoch {self.progress.epoch}: {epochs} without a better one (--patience)", flush=True)
+        waited = self.stopping.waited
+        why = f"{waited} in a row without a better one (--patience)" if self.stopping.over else "all of --epochs"
+        print(f"ended after epoch {self.progress.epoch}: {why}; the best is epoch {self.best_epoch}", flush=True)
 
     def _train_epoch(self, train: Examples) -> None:
         progress, device, every = self.progress, self.precision.device, self.settings["save_every_steps"]
