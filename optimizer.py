@@ -19,7 +19,7 @@ class AdamW(Optimizer):
         v <- b2 v + (1 - b2) g^2                p <- p - lr / c1 * m / (sqrt(v / c2) + eps)
 
     with c1 = 1 - b1^t and c2 = 1 - b2^t, or both 1 without `correct_bias`. The same update as `torch.optim.AdamW`,
-    with the course's arguments; state dictionaries of the two load into one another.
+    with the course's arguments; state dictionaries of the two load into one another, but for `amsgrad` and `maximize`.
 
     `update` spells the formula out; each of its lines is a pass over memory. Where torch has a kernel that makes all
     of them in one pass (`torch._fused_adamw_`), that one is called: a step over the 124M model is bound by memory, and
@@ -61,6 +61,8 @@ class AdamW(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("correct_bias", True)  # the state of a `torch.optim.AdamW` says nothing of it
+            if group.get("amsgrad") or group.get("maximize"):
+                raise ValueError("the state is that of an AdamW with amsgrad or maximize, which this one does not know")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -169,7 +171,10 @@ class Muon(AdamW):
             return
         alike = defaultdict(list)  # matrices of one shape are made orthogonal together
         for parameter in parameters:
-            m = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            m = state["momentum_buffer"]
             m.lerp_(parameter.grad, 1 - group["momentum"])
             direction = parameter.grad.lerp(m, group["momentum"])
             parameter.mul_(1 - group["lr"] * group["weight_decay"])

@@ -59,10 +59,14 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
     budget.add_argument(
         "--tokens", type=whole_number(1), metavar="N", help="to train on, over as many passes as it takes"
     )
-    training.add_argument("--batch_tokens", type=whole_number(2), default=2048, metavar="N", help="a step, at most")
     training.add_argument(
-        "--lr", type=number(above=0), default=3e-3, metavar="RATE", help="at its highest; of Muon's matrices it is 0.02"
-    )
+        "--batch_tokens", type=whole_number(2), default=2048, metavar="N",
+        help="a step, at most, unless a single document takes more of the context",
+    )  # fmt: skip
+    training.add_argument(
+        "--lr", type=number(above=0), default=3e-3, metavar="RATE",
+        help="of AdamW, at its highest; Muon's, for the matrices of the blocks, goes along with it",
+    )  # fmt: skip
     training.add_argument("--weight_decay", type=number(least=0), default=0.1, metavar="W", help="of matrices")
     training.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=11711, metavar="N", help="of everything random"
@@ -91,6 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def pretrain(settings: dict, stop) -> None:
+    import hashlib
+    from dataclasses import replace
+
     import torch
 
     from config import GPT2Config
@@ -100,12 +107,17 @@ def pretrain(settings: dict, stop) -> None:
     from models.pretrained import save_pretrained, save_tokenizer
     from models.tokenizer import train_tokenizer
     from tasks.corpus import find_texts, hold_out, leave_out, read_documents
+    from tasks.report import make_folder
     from training.batching import Pieces
     from training.hardware import Precision, describe, make_deterministic, pick_device
     from training.pretraining import Pretrainer
     from training.run import Run
 
     precision = Precision(settings["precision"], pick_device(settings["device"]))
+    make_folder(settings, "output_dir")
+    shape = {name: settings[name] for name in ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")}
+    pdrop = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), settings["dropout"])
+    config = GPT2Config(**shape, **pdrop)
     files, scored_on = find_texts(settings["corpus"]), find_texts(settings["leave_out"])
     documents = read_documents(files)
     allowed = leave_out(documents, scored_on)
@@ -113,10 +125,7 @@ def pretrain(settings: dict, stop) -> None:
         print(f"{len(documents) - len(allowed)} of {len(documents):,} documents are left out", flush=True)
     splits = dict(zip(("train", "held out"), hold_out(allowed, settings["held_out"]), strict=True))
     tokenizer = train_tokenizer(splits["train"], settings["vocab_size"], settings["n_positions"])
-    shape = {name: settings[name] for name in ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")}
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
-    p = settings["dropout"]
-    config = GPT2Config(**shape, **ends, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+    config = replace(config, **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id))
 
     make_deterministic(settings["seed"], precision.device)
     transformer = GPT2Model(config)
@@ -127,8 +136,8 @@ def pretrain(settings: dict, stop) -> None:
         Path(settings["output_dir"]),
         settings,
         {
-            "data": [[path.name, sha256(path)] for path in files + scored_on],
-            "model": {},
+            "data": {"corpus": list(map(sha256, files)), "leave_out": list(map(sha256, scored_on))},
+            "model": {"tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()},
             "hardware": describe(precision.device),
             "precision": precision.name,
             "parameters": count,

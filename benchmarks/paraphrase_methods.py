@@ -12,6 +12,7 @@ from seeds import SEEDS, epochs, print_header, print_row, run, spread  # isort: 
 import argparse
 import json
 from pathlib import Path
+from statistics import mean
 
 import paraphrase_detection
 from tasks.classification import accuracy_and_f1
@@ -65,7 +66,7 @@ def main() -> None:
             spread([line["dev_acc"] for line in best]),
             spread([line["dev_f1"] for line in best]),
             f"{config['parameters']['trained']:,}",
-            spread([line["train_seconds"] for lines in trained for line in lines], ".0f"),
+            spread([mean(line["train_seconds"] for line in lines) for lines in trained], ".0f"),
             spread([max(line["peak_memory_bytes"] for line in lines) / 2**20 for lines in trained], ".0f"),
         )
 

@@ -1,4 +1,4 @@
-"""A step of next-token training: ours against stock `transformers`, on the same rows, all of one length."""
+"""A step of next-token training: ours, with Muon, against stock `transformers` with AdamW, on rows of one length."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from config import GPT2Config
 from models.gpt2 import GPT2Model
 from models.heads import GPT2LMHeadModel
 from modules.ragged import Rows
-from optimizer import AdamW
 from training.hardware import keep_freed_memory
+from training.pretraining import make_optimizer
 
 SHAPES = ((3, 224, 7), (6, 256, 8))  # layers, width, heads: the embedded model's, and one near 8M parameters
 VOCABULARY, ROWS, LENGTH = 8192, 16, 256
@@ -28,7 +28,7 @@ def main() -> None:
         network = GPT2Model(GPT2Config(**shape, **dropout))
         network.init_weights()
         ours = GPT2LMHeadModel(network)
-        adamw = AdamW(ours.parameters(), lr=1e-3)
+        muon = make_optimizer(ours, weight_decay=0.1)
         fused = torch.optim.AdamW(theirs.parameters(), lr=1e-3, fused=True)
         text = torch.randint(VOCABULARY, (ROWS, LENGTH + 1))
 
@@ -38,13 +38,13 @@ def main() -> None:
             fused.step()
             fused.zero_grad()
 
-        def step(ours=ours, adamw=adamw, text=text) -> None:
+        def step(ours=ours, muon=muon, text=text) -> None:
             rows = Rows([LENGTH] * ROWS)
             loss = ours.loss(text[:, :-1].flatten(), rows, text[:, 1:].flatten()) / (ROWS * LENGTH)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(ours.parameters(), 1.0)
-            adamw.step()
-            adamw.zero_grad()
+            muon.step()
+            muon.zero_grad()
 
         ratio = paired(f"{n_layer} layers x {n_embd}, {ROWS} x {LENGTH} tokens", step, stock, repeats=9)
         print(f"  {1 / ratio:.2f} times as many tokens a second")

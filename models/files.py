@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,9 @@ def replacing(path: Path) -> Iterator[Path]:
     raises, the old file stays and what was written is deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex}.tmp"
+    )  # machines that share a folder share process numbers
     try:
         yield beside
         with beside.open("rb+") as file:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -84,8 +85,9 @@ class Lora:
             r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS[target], **VARIANTS[variant]
         )
         self.peft = PeftModel(model, config)
-        for layer in _lora_layers(model):
-            layer.lora_dropout["default"] = Dropout(dropout)  # faster than torch's on a CPU
+        if dropout:
+            for layer in _lora_layers(model):
+                layer.lora_dropout["default"] = Dropout(dropout)  # faster than torch's on a CPU
         self.head: nn.Linear | None = getattr(model, "score", None)
         if self.head:
             self.head.requires_grad_(True)
@@ -97,8 +99,7 @@ class Lora:
         config = copy.deepcopy(self.peft.peft_config["default"])
         tensors = self._tensors()
         if self.variant == "pissa":  # B A - B0 A0, as an adapter of twice the rank on the network as it was published
-            tensors = {name: _difference(name, tensor, self.start[name]) for name, tensor in tensors.items()}
-            config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
+            tensors = _less(config, tensors, self.start)
         config.base_model_name_or_path, config.task_type = self.base, "CAUSAL_LM"
         if self.head:
             tensors[_HEAD] = self.head.weight.detach()
@@ -129,7 +130,9 @@ class Adapters:
     def __init__(self, transformer: GPT2Model):
         self.holder = nn.Module()
         self.holder.transformer = transformer
+        self.learns = {name: parameter.requires_grad for name, parameter in transformer.named_parameters()}
         self.peft: PeftModel | None = None
+        self.inner: dict[str, str] = {}  # what PEFT calls each adapter; not all names can be part of a parameter's
         self.heads: dict[str, Tensor | None] = {}
         self.name: str | None = None
 
@@ -137,32 +140,75 @@ class Adapters:
         """Reads an adapter that this project or stock PEFT saved, and uses it from now on.
 
         Raises:
-            InputError: not an adapter, or of a network of another shape.
+            InputError: not an adapter, of a network of another shape, or the name is taken. What was loaded before
+                is still there.
         """
         directory = Path(directory)
+        if name in self.inner:
+            raise InputError(f"{directory}: there is an adapter of the name {name} already")
         config, tensors = read_adapter(directory)
         head = tensors.pop(_HEAD, None)
         if head is None and config.task_type == "SEQ_CLS":
             raise InputError(f"{directory}: the adapter has no head, {_HEAD.removeprefix(_PREFIX)}")
         _refuse_other_shapes(self.holder.transformer, directory, tensors, head)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names it finds among the adapters that are there already
-            if self.peft is None:
-                self.peft = PeftModel(self.holder, config, name)
-            else:
-                self.peft.add_adapter(name, config)
-            outcome = set_peft_model_state_dict(self.peft, tensors, name)
-        missing = [key for key in outcome.missing_keys if "lora_" in key and f".{name}" in key]
-        if missing or outcome.unexpected_keys:
-            named = ", ".join(key.removeprefix(_PREFIX) for key in [*missing, *outcome.unexpected_keys][:4])
-            raise InputError(f"{directory}: the adapter's tensors do not fit its configuration: {named}")
-        self.heads[name] = head
+        inner = f"adapter_{len(self.inner)}"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of names it finds among the adapters that are there already
+                if config.init_lora_weights == "pissa":
+                    tensors = _less(config, tensors, self._pissa_start(config))
+                config.init_lora_weights = True  # what a file holds needs no start of its own
+                self._add(inner, config)
+                outcome = set_peft_model_state_dict(self.peft, tensors, inner)
+            missing = [key for key in outcome.missing_keys if "lora_" in key and inner in key.split(".")]
+            if missing or outcome.unexpected_keys:
+                named = ", ".join(key.removeprefix(_PREFIX) for key in [*missing, *outcome.unexpected_keys][:4])
+                raise ValueError(f"its tensors do not fit its configuration: {named}")
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            re.error,
+        ) as error:  # all that PEFT raises
+            self._remove(inner)
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{directory}: not an adapter for this network: {reason}") from error
+        self.inner[name], self.heads[name] = inner, head
         self.holder.eval()
         self.use(name)
 
+    def _add(self, inner: str, config: LoraConfig) -> None:
+        if self.peft is None:
+            self.peft = PeftModel(self.holder, config, inner)
+        else:
+            self.peft.add_adapter(inner, config)
+
+    def _remove(self, inner: str) -> None:
+        if self.peft and self.inner:
+            if inner in self.peft.peft_config:
+                self.peft.delete_adapter(inner)
+            self.use(self.name)
+        elif _lora_layers(self.holder):  # the first one, not all of whose layers may be there
+            for path, layer in [(n, m) for n, m in self.holder.named_modules() if isinstance(m, LoraLayer)]:
+                self.holder.set_submodule(path, layer.base_layer)
+            self._restore(self.holder.transformer)
+            self.peft = None
+        else:
+            self.peft = None
+
+    def _pissa_start(self, config: LoraConfig) -> dict[str, Tensor]:
+        """The A and B that PiSSA begins with, and takes out of W."""
+        fresh = nn.Module()
+        fresh.transformer = copy.deepcopy(self.holder.transformer)
+        for path, layer in [(n, m) for n, m in fresh.named_modules() if isinstance(m, LoraLayer)]:
+            fresh.set_submodule(path, layer.base_layer)
+        return get_peft_model_state_dict(PeftModel(fresh, copy.deepcopy(config)), save_embedding_layers=False)
+
     def use(self, name: str) -> None:
         """Has the network compute with one of the adapters."""
-        self.peft.set_adapter(name, inference_mode=True)
+        self.peft.set_adapter(self.inner[name], inference_mode=True)
         self.name = name
 
     def logits(self, tokens: Tensor, rows: Rows) -> Tensor:
@@ -172,19 +218,30 @@ class Adapters:
 
     def merge(self) -> GPT2Model:
         """The network with the adapter in use folded into its weights, without the others."""
-        return self.peft.merge_and_unload(adapter_names=[self.name]).transformer
+        return self._restore(self.peft.merge_and_unload(adapter_names=[self.inner[self.name]]).transformer)
 
     def unload(self) -> GPT2Model:
         """The network without any adapter, to the bit what it was."""
-        return self.peft.unload().transformer if self.peft else self.holder.transformer
+        return self._restore(self.peft.unload().transformer) if self.peft else self.holder.transformer
+
+    def _restore(self, transformer: GPT2Model) -> GPT2Model:
+        """PEFT freezes what it wraps, and leaves it so."""
+        for name, parameter in transformer.named_parameters():
+            parameter.requires_grad_(self.learns[name])
+        return transformer
 
 
 def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """A LoRA adapter's configuration, for our layers, and its tensors.
 
     Raises:
-        InputError: not there, damaged, or not LoRA.
+        InputError: not there, damaged, not LoRA, or a kind of LoRA that our layers do not compute as stock ones do.
     """
+    if not (directory / WEIGHTS).is_file() and (directory / "adapter_model.bin").is_file():
+        raise InputError(
+            f"{directory}: adapter_model.bin is a pickle, which can run code when it is read; "
+            "write it anew with PEFT's save_pretrained, which makes adapter_model.safetensors"
+        )
     try:
         values = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("peft_type") != "LORA":
@@ -197,30 +254,70 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{directory}: not a whole PEFT adapter: {error}") from error
+    _refuse_other_kinds(directory, config)
     config.fan_in_fan_out, config.modules_to_save = False, None
-    config.init_lora_weights = True  # what a file holds needs no start of its own, which PiSSA's would take out of W
+    if values.get("task_type") == "FEATURE_EXTRACTION":  # of a network without a head, whose names lack the prefix
+        tensors = {name.replace(_PREFIX, f"{_PREFIX}transformer.", 1): tensor for name, tensor in tensors.items()}
     return config, tensors
+
+
+def _refuse_other_kinds(directory: Path, config: LoraConfig) -> None:
+    start = config.init_lora_weights
+    refused = {
+        f"init_lora_weights={start!r}": start not in (True, False, "gaussian", "orthogonal", "eva", "pissa"),
+        "target_parameters": bool(getattr(config, "target_parameters", None)),
+        "alora_invocation_tokens": bool(getattr(config, "alora_invocation_tokens", None)),
+        f"bias={config.bias!r}": config.bias != "none",
+        "trainable_token_indices": bool(getattr(config, "trainable_token_indices", None)),
+        f"lora_alpha={config.lora_alpha!r}": not _is_positive(config.lora_alpha),
+        f"r={config.r!r}": not _is_positive(config.r),
+    }
+    for setting, present in refused.items():
+        if present:
+            raise InputError(f"{directory}: an adapter with {setting} is not supported")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _refuse_other_shapes(transformer: GPT2Model, directory: Path, tensors: dict[str, Tensor], head: Tensor | None):
     layers = {f"{_PREFIX}transformer.{name}": module for name, module in transformer.named_modules()}
     heads = [] if head is None else [(_HEAD, head)]
     for name, tensor in [*tensors.items(), *heads]:
-        layer, _, part = name.partition(".lora_")
+        layer, lora, part = name.partition(".lora_")
+        short = name.removeprefix(_PREFIX)
+        if not lora and name != _HEAD:
+            raise InputError(f"{directory}: {short} was trained along, which is supported of score.weight only")
         if layer not in layers and name != _HEAD:
             raise InputError(f"{directory}: the network has no layer {layer.removeprefix(_PREFIX)}")
         linear = getattr(layers.get(layer), "base_layer", layers.get(layer))
+        if name != _HEAD and not isinstance(linear, nn.Linear):
+            raise InputError(
+                f"{directory}: an adapter of {layer.removeprefix(_PREFIX)} is not supported, only of linear layers"
+            )
+        if tensor.dim() != 2 and (name == _HEAD or (part[:2] in ("A.", "B.") and part.endswith("weight"))):
+            raise InputError(f"{directory}: {short} is no matrix")
         if name == _HEAD:
             found, wanted = tensor.size(1), transformer.config.n_embd
         elif part.startswith("A."):
             found, wanted = tensor.size(1), linear.in_features
-        else:  # B, or DoRA's magnitudes
+        else:  # B, its bias, or DoRA's magnitudes
             found, wanted = tensor.size(0), linear.out_features
         if found != wanted:
             raise InputError(
-                f"{directory}: {name.removeprefix(_PREFIX)} is {found} wide, which fits another base model; "
-                f"this one needs {wanted}"
+                f"{directory}: {short} is {found} wide, which fits another base model; this one needs {wanted}"
             )
+
+
+def _less(config: LoraConfig, tensors: dict[str, Tensor], start: dict[str, Tensor]) -> dict[str, Tensor]:
+    """B A - B0 A0, as an adapter of twice the rank; `config` is made its configuration."""
+    double = 2 * config.r, {name: 2 * rank for name, rank in config.rank_pattern.items()}
+    grow = 2**0.5 if config.use_rslora else 2  # so that alpha / r, or alpha / sqrt(r), is what it was
+    alphas = grow * config.lora_alpha, {name: grow * alpha for name, alpha in config.alpha_pattern.items()}
+    (config.r, config.rank_pattern), (config.lora_alpha, config.alpha_pattern) = double, alphas
+    config.init_lora_weights = True
+    return {name: _difference(name, tensor, start[name].to(tensor)) for name, tensor in tensors.items()}
 
 
 def _difference(name: str, tensor: Tensor, start: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Plain text to pretrain on: documents parted by blank lines."""
+"""Plain text to pretrain on: documents parted by blank lines, or by GPT-2's end-of-text token."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from config import InputError
+from models.tokenizer import END_OF_TEXT
 
 SHARED_WORDS = 8
+SHORTEST = 5  # words of a passage that is looked for as a whole; shorter ones are anyone's
 
 
 def find_texts(paths: list[str]) -> list[Path]:
@@ -37,7 +39,7 @@ def read_documents(paths: list[Path]) -> list[str]:
     """
     documents = []
     for path in paths:
-        parts = re.split(r"\n[ \t]*(?:\r?\n)+", _read(path))
+        parts = re.split(rf"\n(?:[ \t]*\n)+|{re.escape(END_OF_TEXT)}", _read(path))
         documents += [document.strip("\n") for document in parts if document.strip()]
     if not documents:
         raise InputError(f"{', '.join(map(str, paths))}: no text in there")
@@ -47,28 +49,47 @@ def read_documents(paths: list[Path]) -> list[str]:
 def _read(path: Path) -> str:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return file.read().decode("utf-8-sig")
+            return file.read().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
 def leave_out(documents: list[str], paths: list[Path]) -> list[str]:
-    """The documents that share no SHARED_WORDS words in a row, whatever their case and punctuation, with these files.
+    """The documents that share no SHARED_WORDS words in a row, whatever their case and punctuation, with these files,
+    and hold no passage of them of SHORTEST words and more.
 
     So that a model is not scored on what it has read (Radford et al. 2019, section 4, count overlap in 8-grams).
     A file is any text; an end of a line or a tab ends a passage.
 
     Raises:
-        InputError: a file that cannot be read.
+        InputError: a file that cannot be read, or nothing remains.
     """
-    passages = (passage for path in paths for passage in re.split(r"[\t\r\n]", _read(path)))
-    forbidden = {words for passage in passages for words in _runs_of_words(passage)}
-    return [document for document in documents if forbidden.isdisjoint(_runs_of_words(document))]
+    forbidden: dict[int, set[tuple[str, ...]]] = {count: set() for count in range(SHORTEST, SHARED_WORDS + 1)}
+    for path in paths:
+        for passage in re.split(r"[\t\n]", _read(path)):
+            words = _words(passage)
+            if len(words) >= SHORTEST:
+                length = min(len(words), SHARED_WORDS)
+                forbidden[length].update(_runs(words, length))
+    allowed = []
+    for document in documents:
+        words = _words(document)
+        if all(known.isdisjoint(_runs(words, length)) for length, known in forbidden.items()):
+            allowed.append(document)
+    if not allowed:
+        raise InputError("--leave_out: no document of the corpus remains")
+    return allowed
 
 
-def _runs_of_words(text: str) -> Iterator[tuple[str, ...]]:
-    words = re.findall(r"[^\W_]+", text.lower())
-    return zip(*(words[i:] for i in range(SHARED_WORDS)), strict=False)
+def _words(text: str) -> list[str]:
+    """In lower case; the Penn Treebank's spelling (`is n't`, `-LRB-`) gives what the usual one does."""
+    text = re.sub(r"-[lr]rb-", " ", text.lower())
+    text = re.sub(r" (?=n't|'[a-z])", "", text)
+    return re.findall(r"[^\W_]+", re.sub("['\u2019]", "", text))
+
+
+def _runs(words: list[str], length: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[i:] for i in range(length)), strict=False)
 
 
 def hold_out(documents: list[str], share: float) -> tuple[list[str], list[str]]:
@@ -81,5 +102,8 @@ def hold_out(documents: list[str], share: float) -> tuple[list[str], list[str]]:
         draw = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8]) / 2**64
         (held_out if draw < share else training).append(document)
     if not training or (share > 0 and not held_out):
-        raise InputError(f"{len(documents)} documents are too few to hold out {share:g} of them")
+        raise InputError(
+            f"{len(documents)} documents, which blank lines part, are too few to hold out {share:g} of them; "
+            "raise --held_out"
+        )
     return training, held_out

@@ -51,7 +51,7 @@ def tokenized(
     for row in make():
         flat.extend(row)
         lengths.append(len(row))
-    tensors = {"ids": torch.tensor(flat, dtype=torch.int32), "lengths": torch.tensor(lengths)}
+    tensors = {"ids": torch.frombuffer(flat, dtype=torch.int32), "lengths": torch.tensor(lengths)}
     try:
         with replacing(file) as beside:
             save_file(tensors, beside, metadata={"key": key, "checksum": _checksum(tensors)})

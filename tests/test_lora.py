@@ -98,11 +98,18 @@ def test_stock_peft_loads_ours(tmp_path_factory, shape, lengths, rank, alpha, cl
     assert config["task_type"] == "SEQ_CLS"
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=16, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     shape=shapes, lengths=lengths, rank=st.integers(1, 16), seed=st.integers(0, 99),
     target=st.sampled_from([["c_attn"], ["c_attn", "c_proj", "c_fc"], "all-linear", r".*mlp\.c_.*"]),
-    extra=st.sampled_from([{}, {"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"c_attn": 3}}]),
+    extra=st.sampled_from(
+        [
+            {}, {"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"c_attn": 3}},
+            {"init_lora_weights": "pissa"},
+            {"init_lora_weights": "pissa", "use_rslora": True, "alpha_pattern": {"c_attn": 5}},
+            {"init_lora_weights": "pissa", "rank_pattern": {"c_attn": 3}}, {"init_lora_weights": "gaussian"},
+        ]
+    ),
 )  # fmt: skip
 def test_ours_loads_stock_pefts(tmp_path_factory, shape, lengths, rank, seed, target, extra):
     folder = tmp_path_factory.mktemp("lora")
@@ -170,6 +177,59 @@ def test_several_adapters_over_one_network(tmp_path):
     assert all(torch.equal(after[name], p) for name, p in untouched.items())
 
 
+def test_names_of_adapters_are_free_and_unloading_restores_what_learns(tmp_path):
+    base = save_base(tmp_path / "base")
+    trained(base, tmp_path / "adapter", rank=2)
+    network = GPT2Model.from_pretrained(base)
+    network.wpe.requires_grad_(False)
+    learns = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    adapters = Adapters(network)
+    for name in ("quora-2", "quora", "x", "c", "v1.0"):
+        adapters.load(name, tmp_path / "adapter")
+    with pytest.raises(InputError, match="of the name quora already"):
+        adapters.load("quora", tmp_path / "adapter")
+    assert {name: parameter.requires_grad for name, parameter in adapters.unload().named_parameters()} == learns
+
+
+@pytest.mark.parametrize("loaded", [[], ["good"], ["good", "better"]])
+@pytest.mark.parametrize("change", [{"r": 8}, {"lora_dropout": 2}, {"target_modules": ["attn.c_attn"]}])
+def test_an_adapter_that_cannot_be_loaded_leaves_the_others_as_they_were(tmp_path, loaded, change):
+    base = save_base(tmp_path / "base")
+    for seed, name in enumerate(["good", "better", "bad"]):
+        trained(base, tmp_path / name, rank=4, seed=seed)
+    adapters, batch = Adapters(GPT2Model.from_pretrained(base)), flat(some_texts([4, 7]))
+    for name in loaded:
+        adapters.load(name, tmp_path / name)
+    before = {name: (adapters.use(name), adapters.logits(*batch))[1] for name in loaded}
+    file = tmp_path / "bad" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | change))
+    with pytest.raises(InputError):
+        adapters.load("bad", tmp_path / "bad")
+    assert adapters.name == (loaded[-1] if loaded else None)
+    file.write_text(json.dumps(config))
+    adapters.load("bad", tmp_path / "bad")
+    torch.testing.assert_close(adapters.logits(*batch), our_logits(base, tmp_path / "bad", some_texts([4, 7])))
+    for name in loaded:
+        adapters.use(name)
+        assert torch.equal(adapters.logits(*batch), before[name])
+
+
+def test_an_adapter_of_a_network_without_a_head(tmp_path):
+    base, texts = save_base(tmp_path / "base"), some_texts([6])
+    stock = transformers.GPT2Model.from_pretrained(base)
+    config = peft.LoraConfig(task_type="FEATURE_EXTRACTION", target_modules=["c_attn"], fan_in_fan_out=True)
+    stock = scramble(peft.get_peft_model(stock, config)).eval()
+    stock.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = peft.PeftModel.from_pretrained(transformers.GPT2Model.from_pretrained(base), tmp_path / "adapter")(
+            texts[0]
+        ).last_hidden_state[0]
+    adapters = Adapters(GPT2Model.from_pretrained(base))
+    adapters.load("it", tmp_path / "adapter")
+    torch.testing.assert_close(adapters.holder.transformer.encode(*flat(texts)), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_adapters_that_do_not_fit_are_refused(tmp_path):
     base = save_base(tmp_path / "base")
     adapter = tmp_path / "adapter"
@@ -183,10 +243,28 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
         ({"peft_type": "IA3"}, "not the configuration of a LoRA"),
         ({"target_modules": ["attn.c_attn"]}, "do not fit its configuration"),
         ({"target_modules": ["attn.c_attn", "attn.c_proj", "mlp.c_fc"]}, "do not fit its configuration"),
+        ({"r": 8}, "not an adapter for this network"),
+        ({"r": 0}, "r=0"),
+        ({"r": "4"}, "r='4'"),
+        ({"lora_alpha": 0}, "lora_alpha=0"),
+        ({"lora_alpha": None}, "lora_alpha=None"),
+        ({"lora_dropout": 2}, "not an adapter for this network"),
+        ({"target_modules": None}, "not an adapter for this network"),
+        ({"target_modules": "(("}, "not an adapter for this network"),
+        ({"target_modules": ["attn.c_attn"], "layers_to_transform": [7]}, "not an adapter for this network"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'"),
+        ({"target_parameters": ["attn.c_proj.weight"]}, "target_parameters"),
+        ({"bias": "all"}, "bias='all'"),
     ):
         (adapter / "adapter_config.json").write_text(json.dumps(config | change))
         with pytest.raises(InputError, match=message):
             Adapters(GPT2Model.from_pretrained(base)).load("it", adapter)
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"adapter_model\.bin is a pickle"):
+        read_adapter(pickled)
     (adapter / "adapter_config.json").write_text("{")
     with pytest.raises(InputError, match="not a whole PEFT adapter"):
         read_adapter(adapter)
@@ -271,9 +349,11 @@ def test_classifier_trains_one_resumes_and_merges(data_dir, save_stock, tmp_path
 
     common[common.index("--model_path") + 1] = run / "best"
     full = [c for c in common if c not in ("--use_lora", "--save_merged")]
-    assert call(*full, "--fine_tune_mode", "full-model", "--output_dir", "further", "--epochs", 1) == 0
+    assert call(*full, "--fine_tune_mode", "full-model", "--output_dir", "further", "--epochs", 1, "--lr", "1e-3") == 0
     (further,) = (tmp_path / "further").iterdir()
     assert metrics(further)[0]["train_loss"] < lines[0]["train_loss"]
+    counts = json.loads((further / "config.json").read_text())["parameters"]
+    assert counts["total"] - 64 * 400 < counts["trained"]  # all but rows of the embedding that no text uses
 
 
 @pytest.mark.parametrize(

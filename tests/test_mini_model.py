@@ -54,7 +54,7 @@ def test_knows_english_it_has_not_seen():
     assert nats / size < 1.5
 
 
-@pytest.mark.parametrize("script", ["classifier.py", "sonnet_generation.py", "pretrain.py"])
+@pytest.mark.parametrize("script", ["classifier.py", "paraphrase_detection.py", "sonnet_generation.py", "pretrain.py"])
 def test_demo_runs_offline_and_says_that_it_is_one(script, tmp_path):
     shorter = ["--tokens", "3000"] if script == "pretrain.py" else ["--epochs", "1"]
     ended = subprocess.run(

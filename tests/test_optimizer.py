@@ -156,6 +156,13 @@ def test_refuses_arguments_out_of_range(arguments):
         AdamW(parameters([(2,)]), **arguments)
 
 
+@pytest.mark.parametrize("setting", ["amsgrad", "maximize"])
+def test_refuses_states_of_another_algorithm(setting):
+    other = torch.optim.AdamW(parameters([(2,)]), **{setting: True})
+    with pytest.raises(ValueError, match=setting):
+        AdamW(parameters([(2,)])).load_state_dict(other.state_dict())
+
+
 def test_refuses_sparse_gradients():
     embedding = torch.nn.Embedding(5, 2, sparse=True)
     embedding(torch.tensor([1])).sum().backward()

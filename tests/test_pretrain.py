@@ -33,7 +33,7 @@ from modules.cross_entropy import LinearCrossEntropy
 from tasks.corpus import find_texts, hold_out, leave_out, read_documents
 from training.batching import Pieces
 from training.hardware import Precision
-from training.interrupt import Interrupted
+from training.interrupt import Interrupted, StopRequest
 from training.objectives import total_loss
 
 CPU = torch.device("cpu")
@@ -130,14 +130,14 @@ def test_loss_over_documents_equals_the_stock_models_one_by_one():
 
 
 def test_documents_are_parted_by_blank_lines_whatever_the_file_looks_like(tmp_path):
-    (tmp_path / "a.txt").write_bytes("\ufeffone\r\nstill one\r\n\r\n\r\ntwo\r\n \t \r\nthree".encode())
+    (tmp_path / "a.txt").write_bytes("\ufeffone\r\nstill one\r\n\r\n \r\ntwo\r\n \t \r\nthree".encode())
     with gzip.open(tmp_path / "b.txt.gz", "wb") as file:
-        file.write("vier und fünf\n\n\n".encode())
+        file.write("vier und fünf\n\n\nsix\n<|endoftext|>\nseven<|endoftext|>".encode())
     (tmp_path / "c.md").write_text("not this")
     files = find_texts([str(tmp_path)])
     assert [file.name for file in files] == ["a.txt", "b.txt.gz"]
     documents = read_documents(files)
-    assert [document.replace("\r", "") for document in documents] == ["one\nstill one", "two", "three", "vier und fünf"]
+    assert documents == ["one\nstill one", "two", "three", "vier und fünf", "six", "seven"]
 
 
 @settings(max_examples=30, deadline=None)
@@ -163,13 +163,30 @@ def test_documents_that_share_eight_words_with_what_is_scored_on_are_left_out(tm
     lines = [" ".join(passage) for passage in passages]
     file.write_text("\t".join(lines[:2]) + "\n" + "\n".join(lines[2:]))
 
-    def runs(words):
-        return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
+    def runs(words, length):
+        return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
 
-    forbidden = set().union(*map(runs, passages))
-    texts = [", ".join(words).upper() + "!" for words in documents]
-    expected = [text for text, words in zip(texts, documents, strict=True) if not runs(words) & forbidden]
+    # Eight words in a row, or a whole passage of five to seven.
+    forbidden = set().union(*(runs(words, min(len(words), 8)) for words in passages if len(words) >= 5))
+    found = [set().union(*(runs(words, length) for length in range(5, 9))) for words in documents]
+    texts = [", ".join(words).upper() + "!" for words in documents] + ["six"]
+    expected = [text for text, seen in zip(texts, [*found, set()], strict=True) if not seen & forbidden]
     assert leave_out(texts, [file]) == expected
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "In the end , White Oleander is n't an adaptation .",
+        "in the end, white oleander isn't an adaptation",
+        "In the end -LRB- White Oleander -RRB- isn\u2019t an adaptation",
+    ],
+)
+def test_the_treebanks_spelling_is_known(tmp_path, spelling):
+    (tmp_path / "scored.csv").write_text("1\tIn the end, (White Oleander) isn't an adaptation.")
+    assert leave_out([spelling, "another"], [tmp_path / "scored.csv"]) == ["another"]
+    with pytest.raises(InputError, match="no document of the corpus remains"):
+        leave_out([spelling], [tmp_path / "scored.csv"])
 
 
 @settings(max_examples=50, deadline=None)
@@ -193,10 +210,12 @@ def corpus(folder: Path) -> Path:
     return folder
 
 
+SMALL = ["--vocab_size", 300, "--n_layer", 2, "--n_embd", 32, "--n_head", 2, "--n_positions", 32, "--batch_tokens", 256]
+SMALL += ["--held_out", 0.1, "--lr", 0.01, "--device", "cpu", "--precision", "fp32"]
+
+
 def call(folder: Path, output: Path, *flags: object) -> int:
-    shape = ["--vocab_size", 300, "--n_layer", 2, "--n_embd", 32, "--n_head", 2, "--n_positions", 32]
-    rest = ["--batch_tokens", 256, "--held_out", 0.1, "--lr", 0.01, "--device", "cpu", "--precision", "fp32"]
-    arguments = ["--corpus", folder, "--output_dir", output, *shape, *rest, *flags]
+    arguments = ["--corpus", folder, "--output_dir", output, *SMALL, *flags]
     return pretrain.main([str(argument) for argument in arguments])
 
 
@@ -251,9 +270,63 @@ def test_interrupted_and_resumed_is_as_never_stopped(tmp_path, stops):
         assert all(whole[key] == parts[key] for key in whole if not key.endswith("_seconds"))
 
 
-def test_a_budget_of_minutes_ends_too(tmp_path):
-    assert call(corpus(tmp_path / "corpus"), tmp_path / "run", "--minutes", 0.01) == 0
+class StopAfter(StopRequest):
+    """As if a signal had come during some step."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps = steps
+
+    @property
+    def signum(self):
+        self.steps -= 1
+        return 15 if self.steps < 0 else None
+
+    @signum.setter
+    def signum(self, value):
+        pass
+
+
+def test_a_signal_saves_at_once_and_minutes_go_on_where_they_were(tmp_path):
+    folder = corpus(tmp_path / "corpus")
+    flags = [str(a) for a in ("--corpus", folder, "--output_dir", tmp_path / "run", "--minutes", 0.02, *SMALL)]
+    settings_ = pretrain.parse_flags(flags)
+    with pytest.raises(Interrupted):
+        pretrain.pretrain(settings_, StopAfter(3))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert (tmp_path / "run" / "last" / "state.safetensors").is_file()
+    pretrain.pretrain(settings_ | {"resume": True}, StopRequest())
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] > 3
+    assert 1.2 <= last["train_seconds"] < 1.2 + 60  # what is left of the budget, and the step that ends it
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+
+
+def test_resume_refuses_another_corpus(tmp_path, capsys):
+    one, two = corpus(tmp_path / "one"), tmp_path / "two.txt"
+    two.write_text("another text\n\n" * 3)
+    where = ("--tokens", 2000)
+    assert call(one, tmp_path / "run", *where, "--leave_out", two) == 0
+    assert call(one, tmp_path / "run", *where, "--resume") == 2
+    assert "the data of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", ["config.json", "best/mine.txt", "last/mine.txt"])
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path, capsys, there):
+    file = tmp_path / "mine" / there
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    (tmp_path / "mine" / ".other.tmp").write_text("x")
+    assert call(corpus(tmp_path / "corpus"), tmp_path / "mine", "--tokens", 100) == 2
+    assert "there is something else in it" in capsys.readouterr().err
+    assert file.read_text() == "{}"
+    assert (tmp_path / "mine" / ".other.tmp").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_known_at_once(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert call(tmp_path / "no corpus", tmp_path / "file" / "run", "--tokens", 100) == 2
+    assert "--output_dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_killed_run_resumes(data_dir, save_stock, tmp_path, every):
         "data, model, output = map(pathlib.Path, sys.argv[2:5])\n"
         f"test_training.train(data, model, output, resume=True, save_every_steps={every})\n"
     )
-    for writes in (3, 6, 9):
+    for writes in (2, 3, 6, 9):
         command = [sys.executable, "-c", program, str(writes), str(data_dir), str(model), str(tmp_path / "parts")]
         ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True)
         assert ended.returncode == -signal.SIGKILL, ended.stderr

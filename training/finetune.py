@@ -125,6 +125,8 @@ def fine_tune(
     forward, examples = method.start(examples, run_over)
     trainer = Trainer(model, task.objective(model, forward), settings, run, save_best, precision, stop)
     trainer.fit(examples["train"], examples["dev"], task.score_first)
+    best_epoch = trainer.best_epoch
+    del trainer  # and with it the optimizer's state, before the best epoch's model is read
 
     best, forward = method.load(run.best)
     if settings["save_merged"]:
@@ -135,7 +137,7 @@ def fine_tune(
         run=run.path,
         model=best,
         tokenizer=loaded.tokenizer,
-        epoch=trainer.best_epoch,
+        epoch=best_epoch,
         epochs=metrics[-1]["epoch"],
         seconds=sum(line.get("train_seconds", 0) + line["eval_seconds"] for line in metrics),
         precision=precision,

@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         )
         self.demo = demo
         self.add_argument(
-            "--demo", action="store_true", help="toy data and the embedded model: a minute or two, no download"
+            "--demo", action="store_true", help="toy data and a small model: a minute or two, no download"
         )
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
@@ -193,7 +193,7 @@ def add_resuming_flags(training: argparse._ArgumentGroup) -> None:
         "--save_every_steps",
         type=whole_number(1),
         metavar="N",
-        help="save for --resume every N steps, not only every epoch",
+        help="save for --resume every N steps too, not only after each evaluation",
     )
     training.add_argument("--resume", action="store_true", help="go on where an interrupted run was last saved")
 

@@ -107,15 +107,20 @@ class LowRank(FullModel):
         if loaded.adapter:
             raise InputError(f"--use_lora: {loaded.adapter} is an adapter already; take what --save_merged writes")
         super().__init__(model, settings)
-        self.leave_rows_out, self.source = False, loaded.source
+        self.leave_rows_out, self.source, self.device = False, loaded.source, None
         names = ("rank", "alpha", "dropout", "target", "variant")
         self.lora = Lora(model, loaded.name, **{name: settings[f"lora_{name}"] for name in names})
+
+    def start(self, examples, read):
+        self.device = self.model.transformer.ln_f.weight.device
+        return super().start(examples, read)
 
     def save(self, directory):
         self.lora.save(directory)
 
     def load(self, directory):
-        """From the file and a fresh network, as a user would."""
+        """From the file and a fresh network, as a user would; the one that was trained makes room for it."""
+        self.model.to("meta")
         adapters = self._adapters(directory)
         model = self._with(adapters.holder.transformer, adapters)
         return model, model
@@ -129,8 +134,7 @@ class LowRank(FullModel):
     def _adapters(self, directory: Path):
         from models.lora import Adapters
 
-        device = self.model.transformer.ln_f.weight.device
-        adapters = Adapters(GPT2Model.from_pretrained(self.source, self.model.transformer.config).to(device))
+        adapters = Adapters(GPT2Model.from_pretrained(self.source, self.model.transformer.config).to(self.device))
         adapters.load("best", directory)
         return adapters
 

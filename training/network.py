@@ -9,7 +9,7 @@ from pathlib import Path
 from config import GPT2Config, InputError
 from models.files import sha256
 from models.gpt2 import GPT2Model
-from models.pretrained import EMBEDDED, load_tokenizer, locate
+from models.pretrained import EMBEDDED, PUBLISHED, load_tokenizer, locate
 
 
 @dataclass
@@ -30,9 +30,11 @@ class Loaded:
 
     def hashes(self) -> dict[str, str]:
         """Of the files that decide what the network computes, by name."""
-        files = [path for folder in (self.source, self.adapter) if folder for path in sorted(folder.iterdir())]
-        names = ("config.json", "adapter_config.json", "tokenizer.json", "vocab.json", "merges.txt")
-        return {path.name: sha256(path) for path in files if path.suffix == ".safetensors" or path.name in names}
+        names = ("config.json", "tokenizer.json", "vocab.json", "merges.txt")
+        files = [path for path in sorted(self.source.iterdir()) if path.suffix == ".safetensors" or path.name in names]
+        if self.adapter:
+            files += [self.adapter / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+        return {path.name: sha256(path) for path in files}
 
 
 def load_network(settings: dict) -> Loaded:
@@ -62,7 +64,7 @@ def load_network(settings: dict) -> Loaded:
         adapters = Adapters(network)
         adapters.load("it", adapter)
         network = adapters.merge()
-    local = isinstance(wanted, Path) or source == EMBEDDED or Path(wanted).is_dir()
+    local = isinstance(wanted, Path) or source == EMBEDDED or (wanted not in PUBLISHED and Path(wanted).is_dir())
     return Loaded(network, tokenizer, source, adapter, str(source.resolve()) if local else wanted)
 
 

@@ -17,11 +17,13 @@ _PACKAGES = (
     "torch", "transformers", "tokenizers", "peft", "safetensors", "huggingface_hub", "scikit-learn", "numpy",
     "sacrebleu", "pronouncing",
 )  # fmt: skip
-# Between a run and its resumption; what lies at the paths is compared by its hash, what --demo sets by itself. The last
-# five matter to what is done with the model.
+# Between a run and its resumption; what lies at the paths is compared by its hash, what --demo sets by itself. Those of
+# the last two lines matter to what is done with the model.
 _MAY_DIFFER = {
     "resume", "demo", "save_every_steps", "output_dir", "predictions_dir", "data_dir", "corpus", "leave_out",
-    "model_path", "device", "temperature", "top_k", "top_p", "num_candidates", "max_new_tokens",
+    "model_path", "device",
+    "prediction_labels", "save_merged",
+    "temperature", "top_k", "top_p", "num_candidates", "max_new_tokens",
 }  # fmt: skip
 _MUST_AGREE = ("data", "model", "precision")
 
@@ -36,14 +38,16 @@ class Run:
         resume: keep what is there, if it was made with the same settings and data.
 
     Raises:
-        InputError: `resume`, and the settings or the data differ from the saved run's.
+        InputError: `resume`, and the settings or the data differ from the saved run's; or the folder holds
+            something else than a run.
     """
 
     def __init__(self, path: Path, settings: dict, facts: dict, resume: bool = False):
         self.path, self.best, self.last = path, path / "best", path / "last"
         self.metrics_file = path / "metrics.jsonl"
         config = path / "config.json"
-        self.resuming = resume and config.is_file() and self.last.is_dir()
+        self._refuse_what_is_no_run(config)
+        self.resuming = resume and config.is_file() and any(self.last.glob("[!.]*"))
         if self.resuming:
             self._refuse_other_settings(config, settings, facts)
         else:
@@ -57,10 +61,20 @@ class Run:
                     shutil.rmtree(old)
             for old in (self.metrics_file, path / "scores.json"):
                 old.unlink(missing_ok=True)
-        for leftover in path.rglob(".*.tmp"):  # of a save that was killed
-            leftover.unlink()
+        for folder in (path, self.best, self.last):
+            for leftover in folder.glob(".*.tmp"):  # of a save that was killed
+                leftover.unlink()
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]}
         write_text(config, json.dumps({"settings": settings, "versions": versions} | facts, indent=2) + "\n")
+
+    def _refuse_what_is_no_run(self, config: Path) -> None:
+        """Nothing that this program did not make is replaced."""
+        try:
+            ours = not config.exists() or "settings" in json.loads(config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours or (not config.exists() and (self.best.exists() or self.last.exists())):
+            raise InputError(f"--output_dir {self.path}: there is something else in it, which a run would replace")
 
     def _refuse_other_settings(self, config: Path, settings: dict, facts: dict) -> None:
         try:
