@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from config import GPT2Config
 from models.pretrained import load_weights, locate
 from modules.cache import Cache
 from modules.dropout import Dropout
 from modules.gpt2_layer import GPT2Layer
+from modules.linear import linear
 from modules.ragged import Rows, pack
 
 
@@ -107,7 +107,7 @@ class GPT2Model(nn.Module):
 
     def hidden_state_to_token(self, hidden_state: Tensor) -> Tensor:
         """(..., C) -> (..., vocab_size): next-token logits, through the transpose of the token embedding."""
-        return F.linear(hidden_state, self.wte.weight)
+        return linear(hidden_state, self.wte.weight)
 
     def check(self, tokens: Tensor, rows: Rows) -> None:
         """Raises ValueError naming the first row that the network cannot take, and the limit it breaks."""

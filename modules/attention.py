@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from config import GPT2Config
 from modules.cache import LayerCache, NextTokens
 from modules.dropout import Dropout, dropout, keep_mask
+from modules.linear import Linear
 from modules.ragged import Rectangle, Rows
 
 QUERIES = 128  # in a block of `DropoutAttention`; keys to the right of a block are never looked at
@@ -29,8 +30,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.attn_pdrop = config.attn_pdrop
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one product
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one product
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.resid_dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, rows: Rows, only_last: bool = False, past: LayerCache | None = None) -> Tensor:
@@ -48,7 +49,7 @@ class CausalSelfAttention(nn.Module):
         p = self.attn_pdrop if self.training else 0.0
         if past:
             y = attend_to_past(self.c_attn(x), rows, past, only_last)
-        elif only_last and type(self.c_attn) is nn.Linear:
+        elif only_last and type(self.c_attn) is Linear:
             y = attend_from_last(x, rows, self.c_attn, self.n_head, p)
         elif only_last:  # wrapped by an adapter, whose weights are no matrix of their own
             y = attend_with_last(self.c_attn(x), rows, self.n_head, p)

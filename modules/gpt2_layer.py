@@ -9,6 +9,7 @@ from config import GPT2Config
 from modules.attention import CausalSelfAttention
 from modules.cache import LayerCache
 from modules.dropout import Dropout
+from modules.linear import Linear
 from modules.ragged import Rows
 
 
@@ -17,8 +18,8 @@ class GPT2MLP(nn.Module):
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, config.mlp_width)
-        self.c_proj = nn.Linear(config.mlp_width, config.n_embd)
+        self.c_fc = Linear(config.n_embd, config.mlp_width)
+        self.c_proj = Linear(config.mlp_width, config.n_embd)
         self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:

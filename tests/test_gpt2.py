@@ -17,6 +17,7 @@ from models.gpt2 import GPT2Model
 from models.pretrained import checkpoint_tensors
 from modules.attention import QUERIES, DropoutAttention
 from modules.dropout import dropout, keep_mask
+from modules.linear import linear
 from modules.ragged import Rows, pack
 
 TOLERANCE = 1e-5  # of a tensor's largest value
@@ -285,3 +286,20 @@ def test_checkpoint_tensors_are_those_of_the_stock_model():
     assert tensors.keys() == theirs.keys()
     for name, tensor in tensors.items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    width=st.integers(1, 20),
+    outputs=st.integers(1, 30),
+    biased=st.booleans(),
+    learning=st.booleans(),
+)
+def test_linear_layer_for_few_rows_and_for_many_is_torchs(shape, width, outputs, biased, learning):
+    x, weight = torch.randn(*shape, width, dtype=torch.float64), torch.randn(outputs, width, dtype=torch.float64)
+    bias = torch.randn(outputs, dtype=torch.float64) if biased else None
+    with torch.set_grad_enabled(learning):
+        y = linear(x, weight, bias)
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, F.linear(x, weight, bias))
