@@ -14,7 +14,7 @@ from config import InputError
 from models.files import write_text
 from models.generation import Sampling, generate
 from models.heads import GPT2LMHeadModel
-from tasks.table import BadRow, refuse_if_too_many
+from tasks.table import BadRow, reading, refuse_if_too_many
 from tasks.verse import LINES
 from training.batching import Pieces
 from training.interrupt import StopRequest
@@ -80,16 +80,8 @@ def read_sonnets(path: Path, keep_empty: bool = False, skip_bad_rows: bool = Fal
     Raises:
         InputError: not there, not UTF-8, no numbers, or too many without lines.
     """
-    try:
+    with reading(path):
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: no such file; python data/download.py brings the course's files, --data_dir names another folder"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error}") from error
     starts = [i for i, line in enumerate(lines) if line.strip().isdecimal()]
     if not starts:
         raise InputError(f"{path}: no line holds a number alone, which is what parts one sonnet from the next")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,21 @@ class BadRow:
     reason: str
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within it, what goes wrong with one of the course's files is an InputError that says what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: no such file; python data/download.py brings the course's files, --data_dir names another folder"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8: {error}") from error
+
+
 def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
     """Reads a file.
 
@@ -44,9 +60,9 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
         InputError: not there, not UTF-8, quotes that do not close, no rows, or a column missing.
     """
     rows = []
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t", strict=True)
+    with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter="\t", strict=True)
+        try:
             header = next(reader, None)
             if header is None:
                 raise InputError(f"{path}: the file is empty")
@@ -63,16 +79,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
                         problem = f"{len(fields)} fields instead of {len(header)}"
                     rows.append(Row(line, dict.fromkeys(header, "") | dict(zip(header, fields, strict=False)), problem))
                 line = reader.line_num + 1
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: no such file; python data/download.py brings the course's files, --data_dir names another folder"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error}") from error
-    except csv.Error as error:
-        raise InputError(f"{path}: line {reader.line_num}: {error}") from error
+        except csv.Error as error:
+            raise InputError(f"{path}: line {reader.line_num}: {error}") from error
     if not rows:
         raise InputError(f"{path}: a header and no rows")
     return rows
