@@ -49,6 +49,7 @@ VARIANTS = {
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what PEFT puts before the names of the network
 _HEAD = f"{_PREFIX}score.weight"
+_PEFT_RAISES = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, re.error)  # of what does not fit
 
 
 class Lora:
@@ -164,14 +165,7 @@ class Adapters:
             if missing or outcome.unexpected_keys:
                 named = ", ".join(key.removeprefix(_PREFIX) for key in [*missing, *outcome.unexpected_keys][:4])
                 raise ValueError(f"its tensors do not fit its configuration: {named}")
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            re.error,
-        ) as error:  # all that PEFT raises
+        except _PEFT_RAISES as error:
             self._remove(inner)
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{directory}: not an adapter for this network: {reason}") from error
@@ -191,8 +185,7 @@ class Adapters:
                 self.peft.delete_adapter(inner)
             self.use(self.name)
         elif _lora_layers(self.holder):  # the first one, not all of whose layers may be there
-            for path, layer in [(n, m) for n, m in self.holder.named_modules() if isinstance(m, LoraLayer)]:
-                self.holder.set_submodule(path, layer.base_layer)
+            _unwrap(self.holder)
             self._restore(self.holder.transformer)
             self.peft = None
         else:
@@ -202,8 +195,7 @@ class Adapters:
         """The A and B that PiSSA begins with, and takes out of W."""
         fresh = nn.Module()
         fresh.transformer = copy.deepcopy(self.holder.transformer)
-        for path, layer in [(n, m) for n, m in fresh.named_modules() if isinstance(m, LoraLayer)]:
-            fresh.set_submodule(path, layer.base_layer)
+        _unwrap(fresh)
         return get_peft_model_state_dict(PeftModel(fresh, copy.deepcopy(config)), save_embedding_layers=False)
 
     def use(self, name: str) -> None:
@@ -327,3 +319,9 @@ def _difference(name: str, tensor: Tensor, start: Tensor) -> Tensor:
 
 def _lora_layers(model: nn.Module) -> list[LoraLayer]:
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def _unwrap(module: nn.Module) -> None:
+    """Puts the layers that adapters were wrapped around back in their places."""
+    for path, layer in [(n, m) for n, m in module.named_modules() if isinstance(m, LoraLayer)]:
+        module.set_submodule(path, layer.base_layer)
