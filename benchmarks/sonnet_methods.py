@@ -11,35 +11,48 @@ from seeds import SEEDS, epochs, print_header, print_row, run, spread  # isort: 
 
 import argparse
 import json
+import shutil
 from itertools import product
 from pathlib import Path
 
 import sonnet_generation
+from tasks.sonnets import read_sonnets, write_sonnets
 
 METHODS = {"full model": [], **{f"LoRA {r}": ["--use_lora", "--lora_rank", r] for r in (16, 32, 64, 128)}}
 SCORES = {"chrf": ".1f", "new_chrf": ".1f", "lines": ".1f", "syllables": ".1f", "rhymes": ".1f", "copied": ".1%"}
 COLUMNS = ("dev chrF", "of new lines", "lines", "syllables a line", "rhymes of 7", "copied 4-grams")
 
 
+def copy_data(source: Path, folder: Path) -> None:
+    """The course's files, but for the test prompts, which no score needs and of which the first is enough."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("sonnets.txt", "sonnets_held_out_dev.txt", "TRUE_sonnets_held_out_dev.txt"):
+        shutil.copy(source / name, folder / name)
+    write_sonnets(folder / "sonnets_held_out.txt", read_sonnets(source / "sonnets_held_out.txt").first(1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", default="data", help="the course's files")
+    parser.add_argument("--data_dir", type=Path, default="data", help="the course's files")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/sonnet_methods"))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--train_size", nargs="+", default=["0.9", "0.8"])
     parser.add_argument("--num_candidates", nargs="+", default=["1", "32"])
     parser.add_argument("--lora_lr", default="1e-5", help="learning rate of LoRA")
     parser.add_argument("rest", nargs="*", help="flags for sonnet_generation.py, after --")
     flags = parser.parse_args()
 
+    data = flags.output_dir / "data"
+    copy_data(flags.data_dir, data)
     rows, baselines = {}, {}
-    for method, size, count in product(METHODS, flags.train_size, flags.num_candidates):
+    for method, size, count in product(flags.methods, flags.train_size, flags.num_candidates):
         lora, results = METHODS[method], []
         for seed in flags.seeds:
             here = flags.output_dir / f"{method.replace(' ', '-')}-{size}-{seed}"  # the candidates need no new training
             kept = here / f"scores-{count}.json"
             if not kept.is_file():
-                what = ["--data_dir", flags.data_dir, "--seed", seed, "--train_size", size, "--num_candidates", count]
+                what = ["--data_dir", data, "--seed", seed, "--train_size", size, "--num_candidates", count]
                 rate = ["--lr", flags.lora_lr] if lora else []
                 run(sonnet_generation.main, here, [*flags.rest, *what, *lora, *rate])
                 (here / "predictions").rename(here / f"predictions-{count}")

@@ -37,6 +37,11 @@ class Split:
         """The first `count` rows; all, if None."""
         return Split(self.path, self.ids[:count], self.texts[:count], self.labels[:count], self.bad)
 
+    def pick(self, indices: Sequence[int]) -> Split:
+        """Some of the rows, in that order."""
+        ids, texts, labels = ([column[i] for i in indices] for column in (self.ids, self.texts, self.labels))
+        return Split(self.path, ids, texts, labels, self.bad)
+
 
 def read_split(
     data_dir: Path, name: str, split: str, columns: Sequence[str], label: str, classes: int, skip_bad_rows: bool

@@ -55,7 +55,7 @@ class Paraphrase(ClassificationTask):
             for pair, ids in zip(split.texts, rows_of_ids(tokenizer, prompts), strict=True):
                 yield ids if len(ids) <= limit else shortened(tokenizer, pair, limit)
 
-        return TokenExamples(*tokenized(split.path, len(split.texts), tokenizer, [PROMPT, limit], make), split.labels)
+        return TokenExamples(*tokenized(split.path.name, split.texts, tokenizer, [PROMPT, limit], make), split.labels)
 
     def written(self, predictions: np.ndarray) -> np.ndarray:
         """(n,) classes as prediction files say them."""

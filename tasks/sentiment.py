@@ -48,7 +48,7 @@ class Sentiment(ClassificationTask):
         def make() -> Iterator[list[int]]:
             return (ids or [tokenizer.pad_token_id] for ids in rows_of_ids(tokenizer, split.texts))
 
-        ids, lengths = tokenized(split.path, len(split.texts), tokenizer, ["the text", tokenizer.pad_token_id], make)
+        ids, lengths = tokenized(split.path.name, split.texts, tokenizer, ["the text", tokenizer.pad_token_id], make)
         long = sum(length > limit for length in lengths)
         if long:
             print(f"{split.path}: {long} of {len(lengths)} texts are longer than {limit} tokens and cut there")

@@ -56,15 +56,16 @@ class Judge:
         self.given, self.truth, self.training = given, truth, training
         self.known = {gram for poem in training for gram in four_grams(poem)}
 
-    def score(self, poems: Sequence[Poem]) -> Scores:
-        """One method's."""
+    def score(self, poems: Sequence[Poem], interval: bool = True) -> Scores:
+        """One method's; `chrf_within`, which takes most of the time, only if an interval is wanted."""
         new = [poem[len(given) :] for given, poem in zip(self.given, poems, strict=True)]
         grams = [gram for poem in new for gram in four_grams(poem)]
         lines = [line for poem in poems for line in poem]
         chrf = within = new_chrf = None
         if self.truth:
-            whole = _chrf(poems, self.truth, RESAMPLINGS)
-            chrf, within = float(whole.score), float(whole._ci)  # sacreBLEU's own bootstrap; no other way to it
+            whole = _chrf(poems, self.truth, RESAMPLINGS if interval else 1)
+            chrf = float(whole.score)
+            within = float(whole._ci) if interval else None  # sacreBLEU's own bootstrap; no other way to it
             new_chrf = _chrf(
                 new, [poem[len(given) :] for given, poem in zip(self.given, self.truth, strict=True)]
             ).score
@@ -81,14 +82,15 @@ class Judge:
 
     def baselines(self) -> dict[str, Scores]:
         """What is given alone; then with the last eleven lines of random training sonnets below, the mean of fifty
-        draws; and, where they are known, the poems themselves."""
+        draws, with the first draw's interval; and, where they are known, the poems themselves."""
         rows = {"the given lines alone": self.score(self.given)}
         draws = []
         for seed in range(DRAWS):
             pick = random.Random(seed).choice
-            draws.append(self.score([[*given, *pick(self.training)[-TAIL:]] for given in self.given]))
+            draws.append(self.score([[*given, *pick(self.training)[-TAIL:]] for given in self.given], not draws))
         columns = zip(*(asdict(draw).values() for draw in draws), strict=True)
-        means = (None if None in column else float(np.mean(column)) for column in columns)
+        known = ([value for value in column if value is not None] for column in columns)
+        means = (float(np.mean(values)) if values else None for values in known)
         rows[f"and a training sonnet's last {TAIL}"] = Scores(*means)
         return rows | ({"the sonnets themselves": self.score(self.truth)} if self.truth else {})
 

@@ -14,24 +14,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.files import replacing, sha256
+from models.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 AT_ONCE = 4096
 
 
 def tokenized(
-    path: Path, rows: int, tokenizer, recipe: list, make: Callable[[], Iterable[list[int]]]
+    name: str, texts: Sequence, tokenizer, recipe: list, make: Callable[[], Iterable[list[int]]]
 ) -> tuple[Tensor, list[int]]:
-    """What `make` gives, from a cache if these rows were tokenized before.
+    """What `make` gives, from a cache if these texts were tokenized before.
 
     The cache is a file of safetensors in `~/.cache/gpt2-fine-tuning` (or in `$XDG_CACHE_HOME`), named by a hash of
     everything that the ids follow from. It appears under its name once it is whole, so two runs may make it at once;
     a file that does not hold what its own checksum says is made anew. Where it cannot be written, there is none.
 
     Args:
-        path: the data file.
-        rows: how many of its rows, from the first.
+        name: what a message calls the texts.
+        texts: what is tokenized.
         tokenizer: a stock fast tokenizer.
         recipe: what else the ids follow from.
         make: tokenizes; a list of ids a row.
@@ -40,7 +40,8 @@ def tokenized(
         (n,) int32 ids of all rows, end to end, mapped from the file; and how many of them each row has.
     """
     vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    key = json.dumps([FORMAT, sha256(path), rows, vocabulary, *recipe])
+    contents = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    key = json.dumps([FORMAT, contents, vocabulary, *recipe])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2-fine-tuning"
     file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     try:
@@ -56,9 +57,7 @@ def tokenized(
         with replacing(file) as beside:
             save_file(tensors, beside, metadata={"key": key, "checksum": _checksum(tensors)})
     except OSError as error:
-        print(
-            f"{cache}: {error.strerror or error}; the tokens of {path.name} are not kept for the next run", flush=True
-        )
+        print(f"{cache}: {error.strerror or error}; the tokens of {name} are not kept for the next run", flush=True)
     return tensors["ids"], lengths
 
 

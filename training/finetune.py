@@ -80,6 +80,7 @@ def fine_tune(
     settings: dict,
     stop: StopRequest,
     store_features: bool = True,
+    watch: Callable[[dict], None] | None = None,
 ) -> Trained:
     """Fine-tunes a checkpoint on `train` and keeps the best epoch by `dev`.
 
@@ -90,6 +91,7 @@ def fine_tune(
         folder: the run's.
         splits: `train`, `dev`, and others to predict for.
         settings: the script's flags.
+        watch: called with each epoch's metrics, once all is saved; what it raises ends training.
 
     Raises:
         InputError: the checkpoint, the device or a flag is at fault.
@@ -123,7 +125,7 @@ def fine_tune(
 
     examples = {key: task.encode(loaded.tokenizer, split) for key, split in splits.items()}
     forward, examples = method.start(examples, run_over)
-    trainer = Trainer(model, task.objective(model, forward), settings, run, save_best, precision, stop)
+    trainer = Trainer(model, task.objective(model, forward), settings, run, save_best, precision, stop, watch)
     trainer.fit(examples["train"], examples["dev"], task.score_first)
     best_epoch = trainer.best_epoch
     del trainer  # and with it the optimizer's state, before the best epoch's model is read

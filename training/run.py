@@ -15,15 +15,16 @@ from models.files import write_text
 
 _PACKAGES = (
     "torch", "transformers", "tokenizers", "peft", "safetensors", "huggingface_hub", "scikit-learn", "numpy",
-    "sacrebleu", "pronouncing",
+    "sacrebleu", "pronouncing", "matplotlib", "optuna",
 )  # fmt: skip
-# Between a run and its resumption; what lies at the paths is compared by its hash, what --demo sets by itself. Those of
-# the last two lines matter to what is done with the model.
-_MAY_DIFFER = {
+# Flags that do not decide what is trained: where things lie (what lies there is compared by its hash), and what is done
+# with the model afterwards. They may differ between a run and its resumption.
+WHERE = {
     "resume", "demo", "save_every_steps", "output_dir", "predictions_dir", "data_dir", "corpus", "leave_out",
     "model_path", "device",
-    "prediction_labels", "save_merged",
-    "temperature", "top_k", "top_p", "num_candidates", "max_new_tokens",
+}  # fmt: skip
+_AFTERWARDS = {
+    "prediction_labels", "save_merged", "temperature", "top_k", "top_p", "num_candidates", "max_new_tokens",
 }  # fmt: skip
 _MUST_AGREE = ("data", "model", "precision")
 
@@ -82,7 +83,7 @@ class Run:
             before = dict(saved["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{config}: not the settings of a run; leave out --resume to start afresh") from error
-        for name in sorted((before.keys() | settings.keys()) - _MAY_DIFFER):
+        for name in sorted((before.keys() | settings.keys()) - WHERE - _AFTERWARDS):
             if before.get(name) != settings.get(name):
                 raise InputError(
                     f"--resume: {self.path} was trained with --{name} {before.get(name)}, not {settings.get(name)}; "

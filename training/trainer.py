@@ -49,6 +49,7 @@ class Trainer:
         save_best: writes the model as it stands to `run.best`.
         precision: what to compute in, and where.
         stop: asked after every step whether the user wants an end.
+        watch: called with each epoch's metrics, once all is saved; what it raises ends training.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class Trainer:
         save_best: Callable[[], None],
         precision: Precision,
         stop: StopRequest,
+        watch: Callable[[dict], None] | None = None,
     ):
         self.model, self.objective, self.run, self.save_best = model, objective, run, save_best
-        self.settings, self.precision, self.stop = settings, precision, stop
+        self.settings, self.precision, self.stop, self.watch = settings, precision, stop, watch
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = AdamW(self.parameters.values(), lr=settings["lr"], weight_decay=settings["weight_decay"])
         self.memory = PeakMemory(model, self.optimizer, precision.device)
@@ -162,6 +164,8 @@ class Trainer:
         self.run.log(metrics)
         self.progress = Progress(progress.epoch + 1, best=self.stopping.best, waited=self.stopping.waited)
         self._save()
+        if self.watch:
+            self.watch(metrics)
 
     @property
     def best_epoch(self) -> int:

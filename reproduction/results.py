@@ -1,0 +1,156 @@
+"""What finished runs left behind, read from their files and nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+
+from reproduction.grid import PLACES, Experiment
+from tasks.classification import Split, accuracy_and_f1
+from tasks.paraphrase import Paraphrase
+from tasks.sentiment import Sentiment
+
+
+@dataclass
+class Outcome:
+    """One run.
+
+    Attributes:
+        folder: what belongs to it; the script makes the run's own folder below.
+        problem: why it has no result; empty if it has one.
+    """
+
+    experiment: Experiment
+    seed: int
+    folder: Path
+    problem: str = ""
+
+    @cached_property
+    def run(self) -> Path:
+        """Where its metrics are."""
+        return next(self.folder.glob("*/metrics.jsonl")).parent
+
+    @cached_property
+    def config(self) -> dict:
+        return json.loads((self.run / "config.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def epochs(self) -> list[dict]:
+        """The lines of its metrics, but for what was measured before training."""
+        lines = (self.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [line for line in map(json.loads, lines) if line["epoch"]]
+
+    @property
+    def best(self) -> dict:
+        """The epoch kept."""
+        if self.experiment.task == "sonnet":
+            return min(self.epochs, key=lambda line: line["val_loss"])
+        return max(self.epochs, key=lambda line: line["dev_acc"])
+
+    @cached_property
+    def sonnet_scores(self) -> dict[str, dict]:
+        """Of dev, by method: the baselines first, the run's own last."""
+        return json.loads((self.run / "scores.json").read_text(encoding="utf-8"))["dev"]
+
+    @property
+    def form(self) -> dict:
+        """All scores of its own sonnets."""
+        return list(self.sonnet_scores.values())[-1]
+
+    @property
+    def score(self) -> float:
+        """Dev accuracy, or chrF."""
+        return self.form["chrf"] if self.experiment.task == "sonnet" else self.best["dev_acc"]
+
+    @property
+    def seconds(self) -> float:
+        """Of training, an epoch."""
+        return mean(line["train_seconds"] for line in self.epochs)
+
+    @property
+    def minutes(self) -> float:
+        """Of training, in all."""
+        return sum(line["train_seconds"] for line in self.epochs) / 60
+
+    @cached_property
+    def predictions(self) -> dict[str, int]:
+        """The class of each dev row, by its id, from the prediction file."""
+        (path,) = self.folder.glob("predictions/*-dev-out*.csv")
+        with path.open(encoding="utf-8", newline="") as file:
+            return {row[0].strip(): int(row[1]) for row in list(csv.reader(file))[1:]}
+
+
+class Results:
+    """All runs, by what a table asks for.
+
+    Args:
+        outcomes: with or without a result.
+        data_dir: where labels, and texts for the baselines, are.
+    """
+
+    def __init__(self, outcomes: Sequence[Outcome], data_dir: str):
+        self.outcomes, self.data_dir = outcomes, data_dir
+        self._baselines: dict[str, dict[str, float]] = {}
+        self._splits: dict[str, dict[str, Split]] = {}
+
+    @cached_property
+    def experiments(self) -> list[Experiment]:
+        return list(dict.fromkeys(outcome.experiment for outcome in self.outcomes))
+
+    @property
+    def places(self) -> list[str]:
+        """The paper's models in whose places there are runs."""
+        return [place for place in PLACES if self.find(place=place)]
+
+    def find(self, **wanted: str) -> list[Experiment]:
+        """Experiments with these attributes."""
+        return [one for one in self.experiments if all(getattr(one, name) == value for name, value in wanted.items())]
+
+    def done(self, **wanted: str) -> list[Outcome]:
+        """Runs with a result, a seed each, of the experiments with these attributes."""
+        experiments = self.find(**wanted)
+        return [one for one in self.outcomes if one.experiment in experiments and not one.problem]
+
+    def problem(self, **wanted: str) -> str:
+        """Why there are none."""
+        experiments = self.find(**wanted)
+        problems = {one.problem for one in self.outcomes if one.experiment in experiments and one.problem}
+        return "; ".join(sorted(problems)) or "not in this grid"
+
+    def _rows(self, dataset: str) -> dict[str, Split]:
+        """The rows that the runs were trained and evaluated on."""
+        if dataset not in self._splits:
+            task = task_of(dataset, self.data_dir)
+            runs = self.done(dataset=dataset)
+            settings = runs[0].config["settings"] if runs else {}
+            limits = {"train": settings.get("max_train_samples"), "dev": settings.get("max_eval_samples")}
+            self._splits[dataset] = {split: task.read(split).first(limit) for split, limit in limits.items()}
+        return self._splits[dataset]
+
+    def right(self, outcome: Outcome) -> np.ndarray:
+        """(n,) whether each dev row was classified rightly."""
+        dev = self._rows(outcome.experiment.dataset)["dev"]
+        said = outcome.predictions
+        return np.array([said[id_] == label for id_, label in zip(dev.ids, dev.labels, strict=True)])
+
+    def baselines(self, dataset: str) -> dict[str, float]:
+        """Dev accuracy of what needs no GPT-2, fitted on the rows that the runs were trained on."""
+        if dataset not in self._baselines:
+            train, dev = (self._rows(dataset)[split] for split in ("train", "dev"))
+            fitted = task_of(dataset, self.data_dir).fit_baselines(train.texts, train.labels)
+            self._baselines[dataset] = {
+                name: accuracy_and_f1(dev.labels, one.predict(dev.texts))["acc"] for name, one in fitted.items()
+            }
+        return self._baselines[dataset]
+
+
+def task_of(dataset: str, data_dir: str) -> Sentiment | Paraphrase:
+    """What reads a data set of classes."""
+    return Paraphrase(data_dir) if dataset == "quora" else Sentiment(dataset, data_dir)
