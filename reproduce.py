@@ -41,11 +41,14 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
     )
     where = parser.add_argument_group("where")
     where.add_argument("--data_dir", default="data", metavar="DIR", help="where the course's files lie")
-    where.add_argument("--runs_dir", metavar="DIR", help="of the runs' folders, runs/reproduce/PRESET if not given")
+    where.add_argument("--runs_dir", metavar="DIR", help="of the runs' folders; else runs/reproduce/PRESET-MODEL")
     where.add_argument("--report_dir", default="report", metavar="DIR", help="where the report is written")
     where.add_argument("--report_only", action="store_true", help="train nothing")
     settings = vars(parser.parse_args(arguments))
-    settings["runs_dir"] = settings["runs_dir"] or f"runs/reproduce/{settings['preset']}"
+    if settings["search"] and (settings["report_only"] or settings["tasks"]):
+        parser.error("--search goes without --report_only and --tasks")
+    if settings["storage"] and not settings["search"]:
+        parser.error("--storage goes with --search")
     return settings
 
 
@@ -67,21 +70,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 def reproduce(settings: dict, stop) -> None:
     from reproduction.grid import PLACES, PRESETS
-    from tasks.report import make_folder
+    from tasks.report import make_folder, model_name
 
-    make_folder(settings, "runs_dir")
     preset = PRESETS[settings["preset"]]
     flag = "model_path" if settings["model_path"] else "model_size"
+    name = settings["preset"]
     if settings[flag]:
-        preset = replace(preset, models={PLACES[0]: (f"--{flag}", settings[flag])})
+        flags = (f"--{flag}", settings[flag])
+        rates = preset.rates if flags in preset.models.values() else {}  # they are the preset's own model's
+        preset = replace(preset, models={PLACES[0]: flags}, rates=rates)
+        name += f"-{model_name({'model_path': None, flag: settings[flag]})}"
+    settings["runs_dir"] = settings["runs_dir"] or f"runs/reproduce/{name}"
     if settings["search"]:
         from reproduction.search import search
 
-        task, folder = settings["search"], Path(settings["runs_dir"]) / "search"
-        folder.mkdir(exist_ok=True)
-        flags = [*preset.models[PLACES[0]], *preset.flags.get(task, ())]
+        folder = Path(settings["runs_dir"]) / "search"
+        make_folder({"runs_dir": folder}, "runs_dir")
+        flags = [*preset.models[PLACES[0]], *preset.flags.get(settings["search"], ())]
         storage = settings["storage"] or f"sqlite:///{folder / 'search.db'}"
-        search(task, settings["trials"], flags, settings["data_dir"], folder, storage, stop)
+        search(settings["search"], settings["trials"], flags, settings["data_dir"], folder, storage, stop)
     else:
         train_and_report(preset, settings, stop)
     if settings["demo"]:
@@ -90,6 +97,7 @@ def reproduce(settings: dict, stop) -> None:
 
 def train_and_report(preset, settings: dict, stop) -> None:
     """Trains what is missing of the grid, and writes the report."""
+    from config import InputError
     from reproduction.grid import TASKS, grid
     from reproduction.plan import expected_seconds
     from reproduction.report import write_report
@@ -98,31 +106,32 @@ def train_and_report(preset, settings: dict, stop) -> None:
     from tasks.report import make_folder
     from training.objectives import TrainingFailed
 
-    make_folder(settings, "report_dir")
+    train, runs = not settings["report_only"], Path(settings["runs_dir"])
     experiments = grid(preset, settings["tasks"] or TASKS)
-    study = Study(
-        Path(settings["runs_dir"]), experiments, settings["seeds"], settings["data_dir"], not settings["report_only"]
-    )
+    study = Study(runs, experiments, settings["seeds"], settings["data_dir"], train)
     outcomes = study.outcomes()
     pending = [outcome for outcome in outcomes if outcome.problem]
     print(f"{len(outcomes)} runs, {len(outcomes) - len(pending)} of them done", flush=True)
-    if pending and not settings["report_only"]:
+    if len(pending) == len(outcomes) and not train:
+        raise InputError(f"--runs_dir {runs}: no run of this grid is there; the first: {pending[0].problem}")
+    make_folder(settings, "report_dir")
+    if pending and train:
+        make_folder({"runs_dir": runs}, "runs_dir")
         print("trying each kind on a few rows, to see how long the others take", flush=True)
-        seconds = expected_seconds(study, pending)
+        seconds = expected_seconds(study, pending, stop)
         for experiment, expected in seconds.items():
             count = sum(outcome.experiment == experiment for outcome in pending)
             print(f"  {experiment.name}: {count} times {_in_words(expected)}")
         print(f"at most {_in_words(sum(seconds[one.experiment] for one in pending))} in all", flush=True)
         study.execute(pending, seconds, stop)
-    models = {place: Path(flags[1]).name for place, flags in preset.models.items()}
     folder = Path(settings["report_dir"])
     results = Results(study.outcomes(), settings["data_dir"])
-    write_report(folder, results, models)
+    write_report(folder, results)
     print(f"the report is {folder / 'report.md'} and {folder / 'report.html'}", flush=True)
     missing = [outcome for outcome in results.outcomes if outcome.problem]
     for outcome in missing:
         print(f"{outcome.folder.name}: {outcome.problem}")
-    if missing and not settings["report_only"]:
+    if missing and train:
         raise TrainingFailed(f"{len(missing)} of {len(results.outcomes)} runs failed; call again to try them again")
 
 

@@ -60,10 +60,10 @@ class Preset:
     rates: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
-# A small model wants higher rates than the paper's 1e-5 for pairs and sonnets (README.md, "Paraphrase detection").
+# The embedded model learns next to nothing of pairs and sonnets at the paper's 1e-5 (README.md, "Results").
 SMALL_RATES = {
     ("paraphrase", "full"): "3e-4",
-    ("paraphrase", "lora"): "3e-3",
+    ("paraphrase", "lora"): "3e-4",
     ("sonnet", "full"): "1e-3",
     ("sonnet", "lora"): "3e-3",
 }
@@ -74,7 +74,7 @@ PRESETS = {
         {
             "sentiment": ("--epochs", "3", "--max_train_samples", "1000"),
             "paraphrase": ("--epochs", "3", "--max_train_samples", "1500", "--max_eval_samples", "1000"),
-            "sonnet": ("--epochs", "8", "--temperature", "0.8"),
+            "sonnet": ("--epochs", "8", "--temperature", "1.0"),
         },
         SMALL_RATES,
     ),
@@ -84,7 +84,7 @@ PRESETS = {
 def grid(preset: Preset, tasks: Sequence[str]) -> list[Experiment]:
     """Every experiment of the tasks, in the order in which they are run."""
     experiments = []
-    for task in tasks:
+    for task in dict.fromkeys(tasks):
         for place, model in preset.models.items():
             for dataset, method, variant, flags in _CELLS[task](place):
                 kind = "lora" if method.startswith("lora") else "full"

@@ -12,6 +12,7 @@ from reproduction.grid import Experiment
 from reproduction.results import Outcome, task_of
 from reproduction.runner import Study, call, script_of
 from tasks.sonnets import read_sonnets
+from training.interrupt import StopRequest
 
 ROWS = 32  # that a kind of run is tried on
 
@@ -31,7 +32,7 @@ class Costs:
     evaluate: float
 
 
-def expected_seconds(study: Study, pending: Sequence[Outcome]) -> dict[Experiment, float]:
+def expected_seconds(study: Study, pending: Sequence[Outcome], stop: StopRequest) -> dict[Experiment, float]:
     """What a run of each experiment takes if no early stopping ends it.
 
     Raises:
@@ -43,6 +44,7 @@ def expected_seconds(study: Study, pending: Sequence[Outcome]) -> dict[Experimen
     for experiment in dict.fromkeys(outcome.experiment for outcome in pending):
         method = "full" if experiment.method == "last-linear-layer" else experiment.method
         kind = (experiment.dataset, experiment.place, method)
+        stop.check()
         if kind not in costs:
             costs[kind] = _try(study, experiment)
         if experiment.dataset not in rows:
@@ -75,9 +77,12 @@ def _try(study: Study, experiment: Experiment) -> Costs:
             return Costs(0.0, 0.0, 0.0)  # the run itself will say why
         wall = time.perf_counter() - started
         (line,) = Outcome(experiment, 0, Path(folder)).epochs
-    evaluated = ROWS if experiment.task != "sonnet" else ROWS - line["train_examples"]
+    trained, evaluated, _ = (min(n, ROWS) for n in _count(experiment.dataset, study.data_dir))
+    if experiment.task == "sonnet":
+        share = script_of(experiment.task).parse_flags(arguments)["train_size"]
+        trained, evaluated = max(1, round(share * trained)), max(1, round((1 - share) * trained))
     once = wall - line["train_seconds"] - line["eval_seconds"]
-    return Costs(once, line["train_seconds"] / line["train_examples"], line["eval_seconds"] / evaluated)
+    return Costs(once, line["train_seconds"] / trained, line["eval_seconds"] / evaluated)
 
 
 def _count(dataset: str, data_dir: str) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from statistics import mean
 import numpy as np
 
 from reproduction.grid import PLACES, Experiment
-from tasks.classification import Split, accuracy_and_f1
+from tasks.classification import Split
 from tasks.paraphrase import Paraphrase
 from tasks.sentiment import Sentiment
 
@@ -36,6 +36,16 @@ class Outcome:
     def run(self) -> Path:
         """Where its metrics are."""
         return next(self.folder.glob("*/metrics.jsonl")).parent
+
+    def damage(self) -> str:
+        """What is missing of its files; nothing, if all is there."""
+        try:
+            self.config["settings"], self.score, self.minutes
+            if self.experiment.task != "sonnet":
+                self.predictions  # noqa: B018
+        except (OSError, ValueError, KeyError, StopIteration, IndexError) as error:
+            return f"its files are incomplete ({type(error).__name__}: {error})"
+        return ""
 
     @cached_property
     def config(self) -> dict:
@@ -97,7 +107,7 @@ class Results:
 
     def __init__(self, outcomes: Sequence[Outcome], data_dir: str):
         self.outcomes, self.data_dir = outcomes, data_dir
-        self._baselines: dict[str, dict[str, float]] = {}
+        self._baselines: dict[str, dict[str, np.ndarray]] = {}
         self._splits: dict[str, dict[str, Split]] = {}
 
     @cached_property
@@ -117,6 +127,10 @@ class Results:
         """Runs with a result, a seed each, of the experiments with these attributes."""
         experiments = self.find(**wanted)
         return [one for one in self.outcomes if one.experiment in experiments and not one.problem]
+
+    def of(self, experiment: Experiment) -> list[Outcome]:
+        """Its runs with a result."""
+        return [one for one in self.outcomes if one.experiment == experiment and not one.problem]
 
     def problem(self, **wanted: str) -> str:
         """Why there are none."""
@@ -140,13 +154,14 @@ class Results:
         said = outcome.predictions
         return np.array([said[id_] == label for id_, label in zip(dev.ids, dev.labels, strict=True)])
 
-    def baselines(self, dataset: str) -> dict[str, float]:
-        """Dev accuracy of what needs no GPT-2, fitted on the rows that the runs were trained on."""
+    def baselines(self, dataset: str) -> dict[str, np.ndarray]:
+        """(n,) whether each dev row was classified rightly by what needs no GPT-2, fitted on the rows that the runs
+        were trained on."""
         if dataset not in self._baselines:
             train, dev = (self._rows(dataset)[split] for split in ("train", "dev"))
             fitted = task_of(dataset, self.data_dir).fit_baselines(train.texts, train.labels)
             self._baselines[dataset] = {
-                name: accuracy_and_f1(dev.labels, one.predict(dev.texts))["acc"] for name, one in fitted.items()
+                name: np.asarray(one.predict(dev.texts)) == np.asarray(dev.labels) for name, one in fitted.items()
             }
         return self._baselines[dataset]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import shutil
 import sys
 import threading
 import traceback
@@ -15,10 +16,11 @@ from tqdm import tqdm
 
 from config import InputError
 from models.files import sha256, write_text
-from models.pretrained import locate
 from reproduction.grid import Experiment
 from reproduction.results import Outcome
+from tasks.table import reading
 from training.interrupt import Interrupted, StopRequest
+from training.network import find_source
 from training.run import WHERE
 
 SCRIPTS = {"sentiment": "classifier", "paraphrase": "paraphrase_detection", "sonnet": "sonnet_generation"}
@@ -27,7 +29,7 @@ FILES = {  # that a run's result follows from, besides its flags and weights
     "quora": [f"quora-{split}.csv" for split in ("train", "dev", "test-student")],
     "sonnets": ["sonnets.txt", "sonnets_held_out_dev.txt", "TRUE_sonnets_held_out_dev.txt", "sonnets_held_out.txt"],
 }
-DONE, FAILED = "done.json", "failed.txt"
+BEGUN, DONE, FAILED = "begun.json", "done", "failed.txt"
 POLL = 1.0  # seconds between two looks at how far the run under way is
 
 
@@ -39,7 +41,7 @@ class Study:
         experiments: what is run.
         seeds: a run each.
         data_dir: the course's files.
-        train: whether runs that are missing will be made; if not, neither need the weights be here.
+        train: whether runs that are missing will be made; if not, the weights need not be here.
     """
 
     def __init__(
@@ -48,10 +50,14 @@ class Study:
         self.runs, self.experiments, self.seeds = runs, experiments, seeds
         self.data_dir, self.train = data_dir, train
         self._known_files: dict[Path, str] = {}
-        self._known_weights: dict[str, dict[str, str]] = {}
+        self._known_weights: dict[tuple, dict[str, str]] = {}
 
     def outcomes(self) -> list[Outcome]:
-        """Of every run, or why there is none."""
+        """Of every run, or why there is none.
+
+        Raises:
+            InputError: a data file is missing, or weights to train from are.
+        """
         return [self._outcome(experiment, seed) for experiment in self.experiments for seed in self.seeds]
 
     def _outcome(self, experiment: Experiment, seed: int) -> Outcome:
@@ -60,42 +66,46 @@ class Study:
         failed = folder / FAILED
         problem = failed.read_text(encoding="utf-8").strip() if failed.is_file() else "not run"
         for done in sorted(self.runs.rglob(f"{folder.name}/{DONE}")):
-            problem = self._difference(experiment, seed, json.loads(done.read_text(encoding="utf-8")))
+            outcome = Outcome(experiment, seed, done.parent)
+            problem = self._difference(experiment, seed, done.parent) or outcome.damage()
             if not problem:
-                return Outcome(experiment, seed, done.parent)
+                return outcome
         return Outcome(experiment, seed, folder, problem)
 
-    def _difference(self, experiment: Experiment, seed: int, saved: dict) -> str:
+    def _difference(self, experiment: Experiment, seed: int, folder: Path) -> str:
         """What a run was made with that is not what is asked for now; nothing, if all is the same."""
+        saved = _begun(folder)
         for kind, wanted in self._identity(experiment, seed).items():
             before = saved.get(kind, {})
-            for name in sorted(before.keys() | wanted.keys()) if wanted else ():
+            for name in sorted(before.keys() | wanted.keys()):
                 if before.get(name) != wanted.get(name):
                     return f"made with another {name}"
         return ""
 
     def _identity(self, experiment: Experiment, seed: int) -> dict[str, dict]:
-        """What a run's result follows from: flags, data and weights."""
+        """What a run's result follows from: flags, data and, where they are needed or within reach, weights."""
         flags = script_of(experiment.task).parse_flags(self.arguments(experiment, seed, Path()))
         settings = {name: value for name, value in flags.items() if name not in WHERE}
         data = {name: self._hash(Path(self.data_dir) / name) for name in FILES[experiment.dataset]}
-        identity = {"settings": settings, "data": data}
-        return identity | ({"weights": self._weights(flags)} if self.train else {})
+        weights = self._weights(flags)
+        return {"settings": settings, "data": data} | ({"weights": weights} if weights else {})
 
     def _weights(self, flags: dict) -> dict[str, str]:
-        """Hashes by file; none where they are out of reach, and what was trained from them stands."""
-        model = flags["model_path"] or flags["model_size"]
+        """Hashes by file."""
+        model = (flags["model_path"], flags["model_size"])
         if model not in self._known_weights:
             try:
-                files = sorted(locate(model).glob("*.safetensors"))
+                self._known_weights[model] = find_source(flags).hashes()
             except InputError:
-                files = []
-            self._known_weights[model] = {path.name: sha256(path) for path in files}
+                if self.train:
+                    raise
+                self._known_weights[model] = {}
         return self._known_weights[model]
 
     def _hash(self, path: Path) -> str:
         if path not in self._known_files:
-            self._known_files[path] = sha256(path) if path.is_file() else ""
+            with reading(path):
+                self._known_files[path] = sha256(path)
         return self._known_files[path]
 
     def arguments(self, experiment: Experiment, seed: int, folder: Path) -> list[str]:
@@ -116,30 +126,44 @@ class Study:
         """
         total = sum(expected[one.experiment] for one in pending)
         form = "{percentage:3.0f}% |{bar}| {elapsed} < {remaining}  {desc}"
+        pending = sorted(pending, key=lambda one: _begun(one.folder)["attempts"])  # what ends the process comes last
         with tqdm(total=total, bar_format=form, disable=None, file=sys.stderr) as bar:
             before = 0.0
             for number, outcome in enumerate(pending, 1):
+                stop.check()
                 bar.set_description_str(f"run {number} of {len(pending)}: {outcome.folder.name}")
                 seconds = expected[outcome.experiment]
                 with _moving(bar, before, outcome.folder, seconds):
                     self._run(outcome)
-                stop.check()
                 before += seconds
                 bar.n = before
                 bar.refresh()
 
     def _run(self, outcome: Outcome) -> None:
-        folder = outcome.folder
+        folder, experiment = outcome.folder, outcome.experiment
+        if self._difference(experiment, outcome.seed, folder) and folder.exists():
+            shutil.rmtree(folder)
         for old in (DONE, FAILED):
             (folder / old).unlink(missing_ok=True)
-        code = call(outcome.experiment, [*self.arguments(outcome.experiment, outcome.seed, folder), "--resume"], folder)
-        if code == 2:  # what is there may have been made with other settings
-            code = call(outcome.experiment, self.arguments(outcome.experiment, outcome.seed, folder), folder)
+        begun = self._identity(experiment, outcome.seed) | {"attempts": _begun(folder)["attempts"] + 1}
+        write_text(folder / BEGUN, json.dumps(begun, indent=2) + "\n")
+        arguments = self.arguments(experiment, outcome.seed, folder)
+        code = call(experiment, [*arguments, "--resume"], folder)
+        if code == 2:  # what is there may be damaged
+            code = call(experiment, arguments, folder)
         if code:
             last = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
             write_text(folder / FAILED, f"failed: {last}\n")
         else:
-            write_text(folder / DONE, json.dumps(self._identity(outcome.experiment, outcome.seed), indent=2) + "\n")
+            write_text(folder / DONE, "")
+
+
+def _begun(folder: Path) -> dict:
+    """What the run in a folder was begun with, and how often."""
+    try:
+        return {"attempts": 0} | json.loads((folder / BEGUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return {"attempts": 0}
 
 
 def script_of(task: str):
@@ -183,11 +207,13 @@ def _moving(bar: tqdm, before: float, folder: Path, seconds: float) -> Iterator[
 
     def watch() -> None:
         while not over.wait(POLL):
-            for metrics in folder.glob("*/metrics.jsonl"):
-                settings = json.loads((metrics.parent / "config.json").read_text(encoding="utf-8"))["settings"]
-                epochs = sum(not line.startswith('{"epoch": 0,') for line in metrics.open(encoding="utf-8"))
-                bar.n = before + seconds * epochs / settings["epochs"]
-            bar.refresh()
+            with contextlib.suppress(OSError):  # it may be starting afresh
+                for metrics in folder.glob("*/metrics.jsonl"):
+                    settings = json.loads((metrics.parent / "config.json").read_text(encoding="utf-8"))["settings"]
+                    lines = metrics.read_text(encoding="utf-8").splitlines()
+                    epochs = sum(not line.startswith('{"epoch": 0,') for line in lines)
+                    bar.n = before + seconds * epochs / settings["epochs"]
+                bar.refresh()
 
     thread = threading.Thread(target=watch, daemon=True)
     if not bar.disable:

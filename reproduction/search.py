@@ -6,9 +6,11 @@ Neither dev nor test is looked at: a setting is judged by a tenth of the trainin
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
 import traceback
+import uuid
 import warnings
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import optuna
 import torch
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from config import InputError
 from models.files import sha256
@@ -26,13 +28,16 @@ from tasks.classification import Split
 from tasks.sonnets import Sonnets, SonnetTask, read_sonnets
 from training.finetune import fine_tune
 from training.interrupt import Interrupted, StopRequest
+from training.network import find_source
 from training.objectives import TrainingFailed
+from training.run import WHERE
 
 DATASETS = {"sentiment": ("sst", "cfimdb"), "paraphrase": ("quora",), "sonnet": ("sonnets",)}
 HELD_OUT = 0.1  # of the training file
 HEARTBEAT, SILENCE = 10, 60  # seconds between a worker's signs of life, and after which its trial goes to another
 PAUSE = 2.0  # seconds between two looks at what other workers are at
-RETRIES = 3  # of a trial whose workers die
+RETRIES = 10  # of a trial whose workers die
+OPENINGS = 6  # tries to open a storage
 
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -84,32 +89,23 @@ class Search:
         self, task: str, dataset: str, flags: list[str], data_dir: str, folder: Path, storage: str, stop: StopRequest
     ):
         self.task, self.dataset, self.flags, self.data_dir, self.stop = task, dataset, flags, data_dir, stop
-        self.folder = folder / dataset
         path, self.rows = _read(dataset, data_dir)
-        made_with = {"flags": flags, "data": sha256(path)}
-        retry = RetryHeartbeatStaleTrialCallback(RETRIES, inherit_intermediate_values=True)
-        try:
-            self.study = optuna.create_study(
-                study_name=dataset,
-                storage=RDBStorage(
-                    storage,
-                    heartbeat_interval=HEARTBEAT,
-                    grace_period=SILENCE,
-                    heartbeat_stale_trial_callback=retry,
-                ),
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
-                load_if_exists=True,
-            )
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
-            raise InputError(f"--storage {storage}: {str(error).strip().splitlines()[0]}") from error
-        self.retry = retry
+        settings = script_of(task).parse_flags(flags)
+        made_with = {
+            "settings": {name: value for name, value in settings.items() if name not in WHERE},
+            "weights": find_source(settings).hashes(),
+            "data": sha256(path),
+        }
+        self.study = _open(storage, dataset)
         before = self.study.user_attrs.get("made_with", made_with)
-        if before != made_with:
-            raise InputError(
-                f"--storage {storage}: its study of {dataset} was made with {before}, not {made_with}; "
-                "give the same, or another storage"
-            )
+        for name in made_with:
+            if before[name] != made_with[name]:
+                raise InputError(f"--storage {storage}: its study of {dataset} has other {name}; give another storage")
         self.study.set_user_attr("made_with", made_with)
+        if "folder" not in self.study.user_attrs:  # of its own, for the runs of another study may lie beside
+            self.study.set_user_attr("folder", f"{dataset}-{uuid.uuid4().hex[:8]}")
+        self.folder = folder / self.study.user_attrs["folder"]
+        self.error: InputError | None = None
 
     def run(self, trials: int) -> FrozenTrial:
         """Works until the study has so many trials, other workers' among them, and waits for those that they are at.
@@ -119,8 +115,18 @@ class Search:
 
         Raises:
             Interrupted: the user asked to stop; whoever comes next goes on with the trial under way.
-            TrainingFailed: not one trial was trained to its end.
+            TrainingFailed: not one trial was trained to its end, or the storage is gone.
         """
+        try:
+            self._work(trials)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            raise TrainingFailed(f"the storage is gone: {_first_line(error)}") from error
+        if not any(trial.state == TrialState.COMPLETE for trial in self.study.trials):
+            raise TrainingFailed(f"no trial was trained to its end; see {self.folder}/trial-0/log.txt")
+        return self.study.best_trial
+
+    def _work(self, trials: int) -> None:
+        waiting = False
         while True:
             self.stop.check()
             fail_stale_trials(self.study)
@@ -128,12 +134,20 @@ class Search:
             if sum(state.is_finished() for state in states) >= trials:
                 break
             if TrialState.WAITING not in states and len(states) >= trials:
+                if not waiting:
+                    print(f"waiting for {states.count(TrialState.RUNNING)} trials of other workers", flush=True)
+                waiting = True
                 time.sleep(PAUSE)
                 continue
-            self.study.optimize(self._train, n_trials=1, catch=Exception, callbacks=[self._tell])
-        if not any(trial.state == TrialState.COMPLETE for trial in self.study.trials):
-            raise TrainingFailed(f"no trial was trained to its end; see {self.folder}/trial-0/log.txt")
-        return self.study.best_trial
+            try:
+                self.study.optimize(self._train, n_trials=1, catch=Exception, callbacks=[self._tell])
+            except ValueError as error:
+                if "Cannot tell" not in str(error):
+                    raise
+                print("a trial was given to another worker, this one having been silent for too long", flush=True)
+            if self.error:
+                error, self.error = self.error, None
+                raise error
 
     def _own_trials(self) -> list[FrozenTrial]:
         """But for those that a retry stands for."""
@@ -152,6 +166,8 @@ class Search:
         settings = script_of(self.task).parse_flags([*flags, "--data_dir", self.data_dir])
 
         def watch(metrics: dict) -> None:
+            if self.study.trials[trial.number].state != TrialState.RUNNING:
+                raise optuna.TrialPruned  # given to another worker
             trial.report(_loss(metrics), metrics["epoch"])
             if trial.should_prune():
                 raise optuna.TrialPruned
@@ -162,6 +178,9 @@ class Search:
                 trained = fine_tune(folder / "run", self._task(), splits, settings, self.stop, watch=watch)
             except TrainingFailed as error:
                 raise optuna.TrialPruned from error
+            except InputError as error:
+                self.error = error
+                raise
             except (Interrupted, optuna.TrialPruned):
                 raise
             except Exception:
@@ -185,10 +204,10 @@ class Search:
         return {"train": rows.pick(order[-learned:]), "dev": rows.pick(order[:held_out])}
 
     def _tell(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Prints what became of a trial, and frees the disk of its weights; one that the user broke off is left to
-        whoever comes next."""
-        if self.stop.signum is not None and trial.state == TrialState.FAIL:
-            self.retry(study, trial)
+        """Prints what became of a trial, and frees the disk of its weights; one that the user broke off, or that
+        bad input did, is left to whoever comes next."""
+        if trial.state == TrialState.FAIL and (self.error or self.stop.signum is not None):
+            RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, trial)
             return
         end = f"loss {trial.value:.4f}" if trial.state == TrialState.COMPLETE else trial.state.name.lower()
         settings = ", ".join(f"{name} {_in_words(value)}" for name, value in trial.params.items())
@@ -217,6 +236,26 @@ def search(
         print(f"{dataset}: trial {best.number} is the best, loss {best.value:.4f}:\n  python {command}", flush=True)
 
 
+def _open(url: str, name: str) -> optuna.Study:
+    """The study of that name in a storage, made if there is none. Workers that make it at the same moment stand in one
+    another's way, and try again."""
+    for tries_left in reversed(range(OPENINGS)):
+        try:
+            retry = RetryHeartbeatStaleTrialCallback(RETRIES, inherit_intermediate_values=True)
+            storage = RDBStorage(
+                url, heartbeat_interval=HEARTBEAT, grace_period=SILENCE, heartbeat_stale_trial_callback=retry
+            )
+            pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)  # never after the first epoch
+            return optuna.create_study(study_name=name, storage=storage, pruner=pruner, load_if_exists=True)
+        except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+            if not tries_left:
+                raise InputError(f"--storage {url}: {_first_line(error)}") from error
+            time.sleep(random.uniform(0, PAUSE / 2))
+        except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
+            raise InputError(f"--storage {url}: {_first_line(error)}") from error
+    raise AssertionError("the last try returns or raises")
+
+
 def _read(dataset: str, data_dir: str) -> tuple[Path, Split | Sonnets]:
     """The training file and its rows."""
     if dataset == "sonnets":
@@ -232,3 +271,7 @@ def _loss(metrics: dict) -> float:
 
 def _in_words(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,10 +9,12 @@ from itertools import combinations
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
+
 from reproduction.document import Table
-from reproduction.grid import METHODS, NAMES
+from reproduction.grid import METHODS, NAMES, PLACES
 from reproduction.results import Results
-from reproduction.uncertainty import interval, mcnemar, spread
+from reproduction.uncertainty import holm, interval, mcnemar, spread
 
 PAPER = json.loads((Path(__file__).parent / "paper_results.json").read_text(encoding="utf-8"))
 NONE = "none"
@@ -26,7 +28,7 @@ def cell(results: Results, paper: float | None, **wanted: str) -> str:
         wanted: attributes of the one experiment.
     """
     runs = results.done(**wanted)
-    lines = [f"({results.problem(**wanted)})"]
+    lines = _reason(results, **wanted)
     if runs:
         sonnets = wanted["task"] == "sonnet"
         form = ".1f" if sonnets else ".3f"
@@ -40,11 +42,16 @@ def cell(results: Results, paper: float | None, **wanted: str) -> str:
     return "\n".join([*lines, f"paper: {NONE if paper is None else f'{paper:.3f}'}"])
 
 
+def _reason(results: Results, **wanted: str) -> list[str]:
+    """Why there is no result; nothing, where no model takes the place of the paper's."""
+    return [f"({results.problem(**wanted)})"] if results.find(**wanted) else []
+
+
 def training_time(results: Results) -> Table:
     """The paper's Table 1."""
     paper = PAPER["training_time_per_epoch"]
     rows = []
-    for place in results.places:
+    for place in PLACES:
         for method in ("full", "lora-16"):
             row = [NAMES[place], METHODS[method]]
             for task, variant, hours, unit in (
@@ -53,8 +60,10 @@ def training_time(results: Results) -> Table:
             ):
                 wanted = dict(task=task, place=place, method=method, variant=variant)
                 runs = results.done(**wanted)
-                ours = spread([run.seconds for run in runs], ".1f") + " s" if runs else f"({results.problem(**wanted)})"
-                row.append(f"**{ours}**\npaper: {hours[place][method.replace('-', '_')]} {unit}")
+                lines = (
+                    [f"**{spread([run.seconds for run in runs], '.1f')} s**"] if runs else _reason(results, **wanted)
+                )
+                row.append("\n".join([*lines, f"paper: {hours[place][method.replace('-', '_')]} {unit}"]))
             rows.append(row)
     return Table(["", "", "paraphrase detection", "sonnet generation"], rows)
 
@@ -74,24 +83,24 @@ def sentiment(results: Results) -> Table:
     return Table(["dev accuracy", *(NAMES[dataset] for dataset in baselines)], rows)
 
 
-def _baseline_rows(baselines: dict[str, dict[str, float]]) -> list[list[str]]:
-    names = list(dict.fromkeys(name for scores in baselines.values() for name in scores))
+def _baseline_rows(baselines: dict[str, dict[str, np.ndarray]]) -> list[list[str]]:
+    names = dict.fromkeys(name for right in baselines.values() for name in right)
     return [
-        [name, *(f"{scores[name]:.3f}" if name in scores else NONE for scores in baselines.values())] for name in names
+        [name, *(f"{right[name].mean():.3f}" if name in right else NONE for right in baselines.values())]
+        for name in names
     ]
 
 
 def paraphrase(results: Results) -> Table:
     """The left half of the paper's Table 2, a column a model."""
-    places = results.places
-    rows = [[name, *[score] * len(places)] for name, score in _baseline_rows({"quora": results.baselines("quora")})]
+    rows = _baseline_rows({place: results.baselines("quora") for place in PLACES})
     for method in ("full", "lora-16", "lora-32"):
         row = [METHODS[method]]
-        for place in places:
+        for place in PLACES:
             paper = PAPER["paraphrase_accuracy"][place].get(method.replace("-", "_"), {}).get("dev")
             row.append(cell(results, paper, task="paraphrase", place=place, method=method))
         rows.append(row)
-    return Table(["dev accuracy", *(NAMES[place] for place in places)], rows)
+    return Table(["dev accuracy", *(NAMES[place] for place in PLACES)], rows)
 
 
 def sonnets(results: Results) -> Table:
@@ -102,12 +111,15 @@ def sonnets(results: Results) -> Table:
     if runs:
         *names, _ = runs[0].sonnet_scores
         rows = [[name, *[f"{runs[0].sonnet_scores[name]['chrf']:.1f}"] * len(methods)] for name in names]
-    for place in results.places:
+    for place in PLACES:
         for size, patience in (("0.9", "2"), ("0.9", "1"), ("0.8", "2"), ("0.8", "1")):
             row = [f"{NAMES[place]}, train_size {size}, patience {patience}"]
-            for method in methods:
+            papers = {method: _paper_chrf(place, method, size, patience) for method in methods}
+            if place not in results.places and not any(papers.values()):
+                continue
+            for method, paper in papers.items():
                 wanted = dict(task="sonnet", place=place, method=method, variant=f"{size}-{patience}")
-                row.append(cell(results, _paper_chrf(place, method, size, patience), **wanted))
+                row.append(cell(results, paper, **wanted))
             rows.append(row)
     return Table(["dev chrF", *(METHODS[method] for method in methods)], rows)
 
@@ -134,7 +146,7 @@ def form(results: Results) -> Table:
     """What chrF does not say of the sonnets: means over the seeds."""
     scores: dict[str, list[dict]] = {}
     for experiment in results.find(task="sonnet", variant="0.9-2"):
-        runs = results.done(task="sonnet", variant="0.9-2", place=experiment.place, method=experiment.method)
+        runs = results.of(experiment)
         for run in runs:
             *names, _ = run.sonnet_scores
             scores |= {name: [run.sonnet_scores[name]] for name in names}
@@ -145,17 +157,21 @@ def form(results: Results) -> Table:
 
 
 def differences(results: Results) -> Table:
-    """McNemar's test between any two classifiers of a data set, of the first seed."""
+    """McNemar's test between any two classifiers of a data set, TF-IDF among them: of each the first seed that has a
+    result. What is called real is so at 5 % for all pairs of the data set together."""
     rows = []
     for dataset in ("sst", "cfimdb", "quora"):
-        first_runs = {run.experiment: run for run in reversed(results.done(dataset=dataset))}
-        right = {experiment: results.right(first_runs[experiment]) for experiment in reversed(first_runs)}
-        for one, other in combinations(right, 2):
-            a, b = right[one], right[other]
-            p = mcnemar(a, b)
+        runs = results.done(dataset=dataset)
+        if not runs:
+            continue
+        first = {str(run.experiment): results.right(run) for run in reversed(runs)}
+        tf_idf = {name: right for name, right in results.baselines(dataset).items() if "TF-IDF" in name}
+        pairs = list(combinations((tf_idf | dict(reversed(first.items()))).items(), 2))
+        p_values = [mcnemar(a, b) for (_, a), (_, b) in pairs]
+        for ((one, a), (other, b)), p, real in zip(pairs, p_values, holm(p_values), strict=True):
             only = str(int((a & ~b).sum())), str(int((b & ~a).sum()))
-            rows.append([NAMES[dataset], str(one), str(other), *only, f"{p:.2g}", "yes" if p < 0.05 else "no"])
-    return Table(["", "first", "second", "only first right", "only second right", "p", "real at 5 %"], rows)
+            rows.append([NAMES[dataset], one, other, *only, f"{p:.2g}", "yes" if real else "no"])
+    return Table(["", "first", "second", "only first right", "only second right", "p", "real"], rows)
 
 
 def machine(results: Results) -> Table:

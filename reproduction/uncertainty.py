@@ -29,6 +29,18 @@ def interval(right: Sequence[np.ndarray]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which of several hypotheses can be refused, with a chance of at most `level` that one of them is refused wrongly
+    (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    refused = [False] * len(p_values)
+    for rank, i in enumerate(order):
+        if p_values[i] > level / (len(order) - rank):
+            break
+        refused[i] = True
+    return refused
+
+
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """Exact p-value of the hypothesis that two classifiers are equally good, from the examples on which one alone is
     right (McNemar 1947).

@@ -15,7 +15,8 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is only noted; a second one ends the process at once."""
+    """While entered, the first SIGINT or SIGTERM is only noted; a second one ends the process at once. One within
+    another passes on what it has noted."""
 
     def __init__(self):
         self.signum: int | None = None
@@ -29,6 +30,9 @@ class StopRequest:
     def __exit__(self, *_) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        outer = getattr(self._before.get(self.signum), "__self__", None)
+        if isinstance(outer, StopRequest):
+            outer._note(self.signum, None)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum

@@ -13,17 +13,14 @@ from models.pretrained import EMBEDDED, PUBLISHED, load_tokenizer, locate
 
 
 @dataclass
-class Loaded:
+class Source:
     """
     Attributes:
-        network: with the flags' dropout, and the tokenizer's end-of-text and padding tokens in its configuration.
-        source: the directory of its weights.
+        source: the directory of the weights.
         adapter: that of the adapter folded into them, if any.
         name: of the source, as others can find it: a directory, or a repository on the Hub.
     """
 
-    network: GPT2Model
-    tokenizer: object
     source: Path
     adapter: Path | None
     name: str
@@ -34,14 +31,25 @@ class Loaded:
         files = [path for path in sorted(self.source.iterdir()) if path.suffix == ".safetensors" or path.name in names]
         if self.adapter:
             files += [self.adapter / name for name in ("adapter_config.json", "adapter_model.safetensors")]
-        return {path.name: sha256(path) for path in files}
+        return {path.name: sha256(path) for path in files if path.is_file()}
 
 
-def load_network(settings: dict) -> Loaded:
-    """Reads `--model_path`, or else `--model_size`. A path may lead to an adapter, which is folded into its base.
+@dataclass
+class Loaded(Source):
+    """
+    Attributes:
+        network: with the flags' dropout, and the tokenizer's end-of-text and padding tokens in its configuration.
+    """
+
+    network: GPT2Model
+    tokenizer: object
+
+
+def find_source(settings: dict) -> Source:
+    """What `--model_path`, or else `--model_size`, names. A path may lead to an adapter, whose base is the source.
 
     Raises:
-        InputError: out of reach, not a GPT-2, damaged, or an adapter that does not fit its base.
+        InputError: out of reach, or no model.
     """
     wanted, adapter = settings["model_size"], None
     if settings["model_path"]:
@@ -51,21 +59,31 @@ def load_network(settings: dict) -> Loaded:
         else:
             wanted = path
     source = locate(wanted)
-    config = GPT2Config.from_file(source / "config.json")
+    local = isinstance(wanted, Path) or source == EMBEDDED or (wanted not in PUBLISHED and Path(wanted).is_dir())
+    return Source(source, adapter, str(source.resolve()) if local else wanted)
+
+
+def load_network(settings: dict) -> Loaded:
+    """Reads what `find_source` finds; an adapter is folded into its base.
+
+    Raises:
+        InputError: out of reach, not a GPT-2, damaged, or an adapter that does not fit its base.
+    """
+    found = find_source(settings)
+    config = GPT2Config.from_file(found.source / "config.json")
     if settings["dropout"] is not None:
         p = settings["dropout"]
         config = replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
-    tokenizer = load_tokenizer(source, config)
+    tokenizer = load_tokenizer(found.source, config)
     config = replace(config, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-    network = GPT2Model.from_pretrained(source, config)
-    if adapter:
+    network = GPT2Model.from_pretrained(found.source, config)
+    if found.adapter:
         from models.lora import Adapters  # PEFT takes seconds to import
 
         adapters = Adapters(network)
-        adapters.load("it", adapter)
+        adapters.load("it", found.adapter)
         network = adapters.merge()
-    local = isinstance(wanted, Path) or source == EMBEDDED or (wanted not in PUBLISHED and Path(wanted).is_dir())
-    return Loaded(network, tokenizer, source, adapter, str(source.resolve()) if local else wanted)
+    return Loaded(found.source, found.adapter, found.name, network, tokenizer)
 
 
 def _base(adapter: Path) -> str:
