@@ -9,7 +9,7 @@ from pathlib import Path
 from training.flags import MODEL_SIZES, TOY_DATA, Parser, whole_number
 
 DEMO = {
-    "preset": "quick",
+    "preset": "demo",
     "data_dir": str(TOY_DATA),
     "runs_dir": "runs/demo/reproduce",
     "report_dir": "runs/demo/report",
@@ -25,7 +25,10 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
     parser = Parser(DEMO, prog="reproduce.py", description=__doc__)
     what = parser.add_argument_group("what")
     what.add_argument(
-        "--preset", choices=("paper", "quick"), default="paper", help="every run of the paper, or all of it in small"
+        "--preset",
+        choices=("paper", "quick", "demo"),
+        default="paper",
+        help="every run, as the paper has it or in small",
     )
     what.add_argument("--tasks", nargs="+", choices=("sentiment", "paraphrase", "sonnet"), help="some of the three")
     what.add_argument("--seeds", type=_seeds, default="11711", metavar="N,N", help="a run of everything with each")

@@ -62,7 +62,8 @@ def main() -> None:
             baselines = {name: dev[name] for name in names}
             stopped = [line["epoch"] for line in epochs(here)][-1]
             results.append(dev[ours] | {"stopped": stopped})
-        rows[f"{method}, train_size {size}, {count} candidates"] = results
+        plural = "" if count == "1" else "s"
+        rows[f"{method}, train_size {size}, {count} candidate{plural}"] = results
 
     print_header("", *COLUMNS, "epochs")
     for name, scores in baselines.items():

@@ -67,14 +67,24 @@ SMALL_RATES = {
     ("sonnet", "full"): "1e-3",
     ("sonnet", "lora"): "3e-3",
 }
+MINI = {"gpt2": ("--model_size", "mini")}
 PRESETS = {
     "paper": Preset({place: ("--model_size", place) for place in PLACES}),
     "quick": Preset(
-        {"gpt2": ("--model_size", "mini")},
+        MINI,
         {
             "sentiment": ("--epochs", "3", "--max_train_samples", "1000"),
             "paraphrase": ("--epochs", "3", "--max_train_samples", "1500", "--max_eval_samples", "1000"),
             "sonnet": ("--epochs", "8", "--temperature", "1.0"),
+        },
+        SMALL_RATES,
+    ),
+    "demo": Preset(
+        MINI,
+        {
+            "sentiment": ("--epochs", "2"),
+            "paraphrase": ("--epochs", "2"),
+            "sonnet": ("--epochs", "2", "--temperature", "1.0", "--max_new_tokens", "50"),
         },
         SMALL_RATES,
     ),
