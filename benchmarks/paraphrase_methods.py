@@ -7,7 +7,7 @@ Prints the table of the README. Called again it goes on where it was stopped.
 
 from __future__ import annotations
 
-from seeds import SEEDS, epochs, print_header, print_row, run, spread  # isort: skip
+from seeds import SEEDS, epochs, print_header, print_row, run  # isort: skip
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 
 import paraphrase_detection
+from reproduction.uncertainty import spread
 from tasks.classification import accuracy_and_f1
 from tasks.paraphrase import Paraphrase
 

@@ -7,7 +7,7 @@ Prints the table of the README. Called again it goes on where it was stopped.
 
 from __future__ import annotations
 
-from seeds import SEEDS, epochs, print_header, print_row, run, spread  # isort: skip
+from seeds import SEEDS, epochs, print_header, print_row, run  # isort: skip
 
 import argparse
 from pathlib import Path
@@ -19,6 +19,7 @@ from config import GPT2Config
 from models.gpt2 import GPT2Model
 from models.heads import GPT2LMHeadModel
 from models.pretrained import EMBEDDED, load_tokenizer, save_pretrained, save_tokenizer
+from reproduction.uncertainty import spread
 from tasks.classification import accuracy_and_f1
 from tasks.sentiment import LABELS, Sentiment
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,12 +27,6 @@ def run(script: Callable[[list[str]], int], folder: Path, flags: Sequence[object
 def epochs(run: Path) -> Iterator[dict]:
     """The lines of its metrics."""
     return map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-
-
-def spread(values: Sequence[float], form: str = ".3f") -> str:
-    """Their mean, and their standard deviation if they are several."""
-    mean = format(statistics.mean(values), form)
-    return f"{mean} ± {format(statistics.stdev(values), form)}" if len(values) > 1 else mean
 
 
 def print_row(*cells: object) -> None:

@@ -7,7 +7,7 @@ Prints the table of the README. Called again, with the same flags, it goes on wh
 
 from __future__ import annotations
 
-from seeds import SEEDS, epochs, print_header, print_row, run, spread  # isort: skip
+from seeds import SEEDS, epochs, print_header, print_row, run  # isort: skip
 
 import argparse
 import json
@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import sonnet_generation
+from reproduction.uncertainty import spread
 from tasks.sonnets import read_sonnets, write_sonnets
 
 METHODS = {"full model": [], **{f"LoRA {r}": ["--use_lora", "--lora_rank", r] for r in (16, 32, 64, 128)}}

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 RESAMPLINGS = 2000
 
 
-def spread(values: Sequence[float], form: str) -> str:
+def spread(values: Sequence[float], form: str = ".3f") -> str:
     """Their mean, and their standard deviation if they are several."""
     mean = format(statistics.mean(values), form)
     return f"{mean} ± {format(statistics.stdev(values), form)}" if len(values) > 1 else mean
