@@ -33,6 +33,7 @@ from config import InputError
 from models.files import replacing
 from models.gpt2 import GPT2Model
 from models.heads import GPT2ForSequenceClassification, GPT2LMHeadModel
+from models.lora_linear import LoraLinear
 from modules.dropout import Dropout
 from modules.ragged import Rows
 
@@ -85,6 +86,8 @@ class Lora:
         config = LoraConfig(
             r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS[target], **VARIANTS[variant]
         )
+        if variant != "dora":
+            config._register_custom_module({nn.Linear: LoraLinear})
         self.peft = PeftModel(model, config)
         if dropout:
             for layer in _lora_layers(model):

@@ -16,6 +16,10 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def widened(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the layer multiplies: input, weight and bias; with an adapter, these are wider."""
+        return x, self.weight, self.bias
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`. A text being written has a row for each of a few texts, and on a CPU the product then waits for the

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -50,6 +51,52 @@ class Rectangle:
         return cells.index_fill_(0, self.slots, True).view(self.rows, 1, self.width)
 
 
+class RectangleByHead:
+    """A rectangle as attention multiplies it: head by head, moved there and back in one pass.
+
+    Args:
+        run: b rows, T wide, with n tokens.
+        start: how many of the batch's tokens stand before it.
+        n_head: nh.
+    """
+
+    def __init__(self, run: Rectangle, start: int, n_head: int):
+        self.rows, self.width, self.n_head = run.rows, run.width, n_head
+        self.tokens = slice(start, start + run.tokens)
+        slots = torch.arange(run.tokens) if run.slots is None else run.slots
+        self.row, self.column = slots // run.width, slots % run.width
+        self.token = torch.full((run.rows, run.width), start)
+        self.token[self.row, self.column] = torch.arange(start, start + run.tokens)
+        is_padding = torch.ones(run.rows, n_head, run.width, dtype=torch.bool)
+        is_padding[self.row, :, self.column] = False
+        self.padding = None if run.slots is None else is_padding.flatten().nonzero().flatten()
+        self._moves: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def split(self, x: Tensor, parts: int = 1, zeros: bool = False) -> Tensor:
+        """(N, parts * nh * hs) of the whole batch -> (parts, b * nh, T, hs), with zeros at padding or with whatever."""
+        there, _ = self._move(parts)
+        y = x.view(-1, x.size(1) // (parts * self.n_head)).index_select(0, there)
+        if zeros and self.padding is not None:
+            y.index_fill_(0, self.padding, 0)
+        return y.view(parts, self.rows * self.n_head, self.width, -1)
+
+    def join(self, x: Tensor, out: Tensor) -> None:
+        """([parts,] b * nh, T, hs) -> its tokens in `out`, which is (N, parts * nh * hs)."""
+        size = x.size(-1)
+        _, back = self._move(out.size(1) // (self.n_head * size))
+        torch.index_select(x.view(-1, size), 0, back, out=out[self.tokens].view(-1, size))
+
+    def _move(self, parts: int) -> tuple[Tensor, Tensor]:
+        """For each cell of each head its place in the flat list, and for each token and head its cell."""
+        if parts not in self._moves:
+            part, head = torch.arange(parts), torch.arange(self.n_head)
+            b, n_head, width = self.rows, self.n_head, self.width
+            there = (self.token[:, None] * parts + part[:, None, None, None]) * n_head + head[:, None]
+            back = ((part[:, None] * b + self.row[:, None, None]) * n_head + head) * width
+            self._moves[parts] = there.flatten(), (back + self.column[:, None, None]).flatten()
+        return self._moves[parts]
+
+
 class Rows:
     """Where each row lies in the flat list of a batch's real tokens.
 
@@ -70,6 +117,7 @@ class Rows:
         starts = torch.repeat_interleave(ends - counts, counts)
         self.positions = (torch.arange(len(starts)) - starts).to(self.device)
         self.last = (ends - 1).to(self.device)
+        self._by_head: dict[int, list[RectangleByHead]] = {}
 
     @cached_property
     def rectangles(self) -> list[Rectangle]:
@@ -89,6 +137,15 @@ class Rows:
                 run, real = [], length**2
             run = [*run, length]
         return [_rectangle(run, self.device) for run in [*runs, run]]
+
+    def by_head(self, n_head: int) -> list[RectangleByHead]:
+        """The rectangles, on a CPU, laid out by head."""
+        if n_head not in self._by_head:
+            starts = accumulate((run.tokens for run in self.rectangles), initial=0)
+            self._by_head[n_head] = [
+                RectangleByHead(run, start, n_head) for run, start in zip(self.rectangles, starts, strict=False)
+            ]
+        return self._by_head[n_head]
 
 
 def _rectangle(lengths: list[int], device: torch.device) -> Rectangle:

@@ -53,11 +53,15 @@ class Preset:
         models: the flags that name the model in each place; a place without one is left out.
         flags: for every run of a task.
         rates: learning rates by task and `full` or `lora`, where they are not the paper's.
+        ranks: of LoRA.
+        stops: of sonnets, train_size and patience.
     """
 
     models: dict[str, tuple[str, ...]]
     flags: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rates: dict[tuple[str, str], str] = field(default_factory=dict)
+    ranks: tuple[int, ...] = RANKS
+    stops: tuple[tuple[str, str], ...] = (("0.9", "2"), ("0.9", "1"), ("0.8", "2"), ("0.8", "1"))
 
 
 # The embedded model learns next to nothing of pairs and sonnets at the paper's 1e-5 (README.md, "Results").
@@ -87,6 +91,8 @@ PRESETS = {
             "sonnet": ("--epochs", "2", "--temperature", "1.0", "--max_new_tokens", "50"),
         },
         SMALL_RATES,
+        ranks=(16,),
+        stops=(("0.9", "2"),),
     ),
 }
 
@@ -96,7 +102,7 @@ def grid(preset: Preset, tasks: Sequence[str]) -> list[Experiment]:
     experiments = []
     for task in dict.fromkeys(tasks):
         for place, model in preset.models.items():
-            for dataset, method, variant, flags in _CELLS[task](place):
+            for dataset, method, variant, flags in _CELLS[task](preset, place):
                 kind = "lora" if method.startswith("lora") else "full"
                 rate = preset.rates.get((task, kind))
                 rates = ("--lr", rate) if rate else ()
@@ -105,7 +111,7 @@ def grid(preset: Preset, tasks: Sequence[str]) -> list[Experiment]:
     return experiments
 
 
-def _sentiment(place: str) -> Iterator[Cell]:
+def _sentiment(preset: Preset, place: str) -> Iterator[Cell]:
     """With the small model only, as in the paper."""
     if place != PLACES[0]:
         return
@@ -121,19 +127,18 @@ def _lora(rank: int) -> tuple[str, ...]:
     return "--use_lora", "--lora_rank", str(rank)
 
 
-def _paraphrase(place: str) -> Iterator[Cell]:
+def _paraphrase(preset: Preset, place: str) -> Iterator[Cell]:
     yield "quora", "full", "", ()
-    for rank in RANKS[:2]:
+    for rank in preset.ranks[:2]:
         yield "quora", f"lora-{rank}", "", _lora(rank)
 
 
-def _sonnets(place: str) -> Iterator[Cell]:
-    for size in ("0.9", "0.8"):
-        for patience in ("2", "1"):
-            how = ("--train_size", size, "--patience", patience)
-            yield "sonnets", "full", f"{size}-{patience}", how
-            for rank in RANKS:
-                yield "sonnets", f"lora-{rank}", f"{size}-{patience}", (*how, *_lora(rank))
+def _sonnets(preset: Preset, place: str) -> Iterator[Cell]:
+    for size, patience in preset.stops:
+        how = ("--train_size", size, "--patience", patience)
+        yield "sonnets", "full", f"{size}-{patience}", how
+        for rank in preset.ranks:
+            yield "sonnets", f"lora-{rank}", f"{size}-{patience}", (*how, *_lora(rank))
 
 
 _CELLS = {"sentiment": _sentiment, "paraphrase": _paraphrase, "sonnet": _sonnets}

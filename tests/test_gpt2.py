@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from config import GPT2Config
 from models.gpt2 import GPT2Model
 from models.pretrained import checkpoint_tensors
-from modules.attention import QUERIES, DropoutAttention
 from modules.dropout import dropout, keep_mask
+from modules.dropout_attention import QUERIES, DropoutAttention
 from modules.linear import linear
 from modules.ragged import Rows, pack
 
@@ -210,7 +210,7 @@ def test_attention_with_dropout_equals_its_formula(lengths, n_head, p):
         return keep, scale
 
     qkv = torch.randn(sum(lengths), 3 * n_head * 8, dtype=torch.float64, requires_grad=True)
-    with mock.patch("modules.attention.keep_mask", recorded):
+    with mock.patch("modules.dropout_attention.keep_mask", recorded):
         ours = DropoutAttention.apply(qkv, rows, n_head, p)
     masks, outputs = iter(masks), []
     for run, part in zip(rows.rectangles, qkv.split([run.tokens for run in rows.rectangles]), strict=True):

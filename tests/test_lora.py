@@ -17,13 +17,16 @@ import transformers
 from conftest import ROOT, scramble, stock_config, write_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft.tuners.lora import Linear as PeftLinear
 
 import classifier
 from config import InputError
 from models.gpt2 import GPT2Model
 from models.heads import GPT2ForSequenceClassification
 from models.lora import TARGETS, VARIANTS, Adapters, Lora, read_adapter
+from models.lora_linear import LoraLinear
 from modules.attention import attend, attend_with_last
+from modules.dropout import Dropout
 from modules.ragged import Rows, pack
 from training.interrupt import Interrupted
 
@@ -140,6 +143,41 @@ def test_last_tokens_attend_as_among_all(lengths, heads):
     weights = torch.randn_like(last)
     gradients = [torch.autograd.grad((y * weights).sum(), qkv)[0] for y in (last, whole)]
     torch.testing.assert_close(*gradients)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(1, 70), shape=st.sampled_from([(6, 18), (16, 5)]), rank=st.integers(1, 4), p=st.sampled_from([0, 0.3])
+)
+def test_a_layer_in_training_computes_what_pefts_does(n, shape, rank, p):
+    """Its two ways to compute, and their gradients, where dropout keeps the same."""
+    config = peft.LoraConfig(r=rank, lora_alpha=3, lora_dropout=p)
+    theirs = PeftLinear(torch.nn.Linear(*shape), "default", config, r=rank, lora_alpha=3, lora_dropout=p).double()
+    torch.nn.init.normal_(theirs.lora_B["default"].weight)
+    ours = LoraLinear(torch.nn.Linear(*shape), "default", config, r=rank, lora_alpha=3, lora_dropout=p).double()
+    ours.load_state_dict(theirs.state_dict())
+    for layer in (theirs, ours):
+        layer.get_base_layer().requires_grad_(False)
+        layer.lora_dropout["default"] = Dropout(p)
+    x, dy = torch.randn(n, shape[0]).double().requires_grad_(), torch.randn(n, shape[1]).double()
+
+    def outcome(layer, call):
+        torch.manual_seed(0)
+        y = call(x)
+        return y, *torch.autograd.grad(y, [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight], dy)
+
+    expected = outcome(theirs, theirs)
+    for call in (ours, lambda x: torch.nn.functional.linear(*ours.widened(x))):
+        torch.testing.assert_close(outcome(ours, call), expected)
+    torch.manual_seed(0)
+    first = ours(x.detach())  # as in the first block, whose input needs no gradient
+    torch.testing.assert_close(torch.autograd.grad(first, ours.lora_A["default"].weight, dy)[0], expected[2])
+
+    for change in (lambda layer: layer.enable_adapters(False), lambda layer: layer.merge(), lambda layer: layer.eval()):
+        for layer in (theirs, ours):
+            change(layer)
+        for y in (ours(x), torch.nn.functional.linear(*ours.widened(x))):
+            torch.testing.assert_close(y, theirs(x))
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
