@@ -66,7 +66,7 @@ def run(settings: dict, stop) -> None:
     make_folder(settings, "predictions_dir")
     data = Path(settings["data_dir"])
     sonnets = read_sonnets(data / "sonnets.txt", skip_bad_rows=settings["skip_bad_rows"])
-    sonnets = sonnets.first(settings["max_train_samples"])
+    sonnets = sonnets.sample(settings["max_train_samples"])
     train, validation = split(sonnets, settings["train_size"], settings["seed"])
     prompts = {name: read_prompts(data, name, settings["max_eval_samples"]) for name in ("dev", "test")}
     counts = {"to learn from": train, "to validate on": validation, **{name: p.given for name, p in prompts.items()}}

@@ -39,15 +39,17 @@ LOOK = {
 def sentiment(folder: Path, name: str, runs: Runs) -> None:
     """Figures 2 and 3: train loss, and train and dev accuracy, of data sets against epochs."""
     with plt.rc_context(LOOK):
-        figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(7.2, 2.9))
+        figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(7.6, 2.9))
         styles = map(_style, range(len(STYLES)))
         for dataset, some in runs.items():
             first = next(styles)
             _curve(losses, some, "train_loss", f"{dataset} train", first)
             _curve(accuracies, some, "train_acc", f"{dataset} train", first)
             _curve(accuracies, some, "dev_acc", f"{dataset} dev", next(styles))
+        losses.set_title("train", fontsize=9)
         _finish(losses, "cross-entropy, nats")
         _finish(accuracies, "accuracy")
+        accuracies.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         _save(figure, folder, name)
 
 
@@ -64,7 +66,7 @@ def curves(folder: Path, name: str, runs: Runs, columns: dict[str, str], unit: s
             for (method, some), style in zip(runs.items(), _styles(runs), strict=True):
                 _curve(panel, some, column, method, style)
             panel.set_title(title, fontsize=9)
-            _finish(panel, unit, legend=False)
+            _finish(panel, unit)
         panels[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
         _save(figure, folder, name)
 
@@ -118,12 +120,10 @@ def _curve(axes, runs: Sequence[Outcome], column: str, label: str, style: Style)
         axes.fill_between(epochs, array.min(axis=0), array.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _finish(axes, unit: str, legend: bool = True) -> None:
+def _finish(axes, unit: str) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if legend:
-        axes.legend()
 
 
 def _save(figure, folder: Path, name: str) -> None:

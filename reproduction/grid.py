@@ -77,7 +77,7 @@ PRESETS = {
     "quick": Preset(
         MINI,
         {
-            "sentiment": ("--epochs", "3", "--max_train_samples", "1000"),
+            "sentiment": ("--epochs", "3", "--max_train_samples", "1500"),
             "paraphrase": ("--epochs", "3", "--max_train_samples", "1500", "--max_eval_samples", "1000"),
             "sonnet": ("--epochs", "8", "--temperature", "1.0"),
         },

@@ -144,8 +144,8 @@ class Results:
             task = task_of(dataset, self.data_dir)
             runs = self.done(dataset=dataset)
             settings = runs[0].config["settings"] if runs else {}
-            limits = {"train": settings.get("max_train_samples"), "dev": settings.get("max_eval_samples")}
-            self._splits[dataset] = {split: task.read(split).first(limit) for split, limit in limits.items()}
+            train = task.read("train").sample(settings.get("max_train_samples"))
+            self._splits[dataset] = {"train": train, "dev": task.read("dev").first(settings.get("max_eval_samples"))}
         return self._splits[dataset]
 
     def right(self, outcome: Outcome) -> np.ndarray:

@@ -194,7 +194,7 @@ class Search:
 
     def _splits(self, settings: dict) -> dict[str, Split | Sonnets]:
         """What a trial learns from, and the tenth that it is judged by: the same for all."""
-        rows = self.rows.first(settings["max_train_samples"])
+        rows = self.rows.sample(settings["max_train_samples"])
         count = len(rows.numbers if self.task == "sonnet" else rows.ids)
         if count < 2:
             raise InputError(f"{rows.path}: one row cannot be split into training and validation")

@@ -10,7 +10,7 @@ import numpy as np
 
 from config import InputError
 from models.heads import GPT2ForSequenceClassification
-from tasks.table import BadRow, parse_label, read_table, refuse_if_too_many
+from tasks.table import BadRow, parse_label, read_table, refuse_if_too_many, sample
 from training.methods import Forward
 from training.network import Loaded
 from training.objectives import Classification
@@ -36,6 +36,10 @@ class Split:
     def first(self, count: int | None) -> Split:
         """The first `count` rows; all, if None."""
         return Split(self.path, self.ids[:count], self.texts[:count], self.labels[:count], self.bad)
+
+    def sample(self, count: int | None) -> Split:
+        """`count` of the rows, in the file's order, always the same ones; all, if None."""
+        return self.pick(sample(len(self.ids), count))
 
     def pick(self, indices: Sequence[int]) -> Split:
         """Some of the rows, in that order."""

@@ -22,10 +22,9 @@ def make_folder(settings: dict, flag: str) -> None:
 
 def read_splits(task, settings: dict) -> dict[str, Split]:
     """All three files of a task, cut to what the flags ask for."""
-    limits = {"train": settings["max_train_samples"]}
-    return {
-        name: task.read(name).first(limits.get(name, settings["max_eval_samples"])) for name in ("train", "dev", "test")
-    }
+    limit = settings["max_eval_samples"]
+    train = task.read("train").sample(settings["max_train_samples"])
+    return {"train": train, "dev": task.read("dev").first(limit), "test": task.read("test").first(limit)}
 
 
 def train_and_report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from config import InputError
 from models.files import write_text
 from models.generation import Sampling, generate
 from models.heads import GPT2LMHeadModel
-from tasks.table import BadRow, reading, refuse_if_too_many
+from tasks.table import BadRow, reading, refuse_if_too_many, sample
 from tasks.verse import LINES
 from training.batching import Pieces
 from training.interrupt import StopRequest
@@ -43,6 +43,10 @@ class Sonnets:
     def first(self, count: int | None) -> Sonnets:
         """The first `count`; all, if None."""
         return Sonnets(self.path, self.numbers[:count], self.poems[:count], self.bad)
+
+    def sample(self, count: int | None) -> Sonnets:
+        """`count` of them, in the file's order, always the same ones; all, if None."""
+        return replace(self.pick(sample(len(self.numbers), count)), bad=self.bad)
 
     def pick(self, indices: Sequence[int]) -> Sonnets:
         """Some of them, in that order."""

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from config import InputError
 from models.files import write_text
 
@@ -84,6 +86,13 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
     if not rows:
         raise InputError(f"{path}: a header and no rows")
     return rows
+
+
+def sample(rows: int, count: int | None) -> list[int]:
+    """Numbers of `count` of a file's rows, in order; all, if None. They are drawn, for a file may be sorted (SST's
+    training file begins with the good reviews), but always the same ones."""
+    drawn = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:count]
+    return drawn.sort().values.tolist()
 
 
 def parse_label(text: str, classes: int) -> int:

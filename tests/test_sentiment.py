@@ -14,7 +14,7 @@ from config import InputError
 from tasks.baselines import fit_baselines
 from tasks.classification import score
 from tasks.sentiment import Sentiment
-from tasks.table import parse_label, read_table, refuse_if_too_many, write_predictions
+from tasks.table import parse_label, read_table, refuse_if_too_many, sample, write_predictions
 
 HEADER = ["", "id", "sentence", "sentiment"]
 
@@ -148,6 +148,19 @@ def test_test_rows_are_never_left_out(tmp_path):
     assert split.texts == ["text", "", "", "x"]
     assert split.labels == [1, None, None, None]
     assert not split.bad
+
+
+@given(st.integers(1, 200), st.integers(1, 250))
+def test_a_sample_is_some_of_the_rows_in_order(rows, count):
+    drawn = sample(rows, count)
+    assert drawn == sorted(set(drawn)) == sample(rows, count)
+    assert len(drawn) == min(rows, count)
+    assert set(drawn) <= set(range(rows)) == set(sample(rows, None))
+
+
+def test_a_sample_of_a_sorted_file_has_all_classes():
+    labels = [0] * 500 + [1] * 500
+    assert 60 < sum(labels[i] for i in sample(1000, 200)) < 140
 
 
 def test_prediction_files_are_the_courses(tmp_path):

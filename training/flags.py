@@ -131,7 +131,7 @@ def add_common_flags(
 
     data = parser.add_argument_group("data")
     data.add_argument("--data_dir", default="data", metavar="DIR", help="where the course's files lie")
-    data.add_argument("--max_train_samples", type=whole_number(1), metavar="N", help="train on the first N rows only")
+    data.add_argument("--max_train_samples", type=whole_number(1), metavar="N", help="train on N rows only, drawn once")
     data.add_argument("--max_eval_samples", type=whole_number(1), metavar="N", help="evaluate the first N rows only")
     data.add_argument(
         "--skip_bad_rows", action="store_true", help="go on when more than 1%% of a file's rows cannot be used"
