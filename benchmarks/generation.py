@@ -8,6 +8,7 @@ from __future__ import annotations
 from timing import describe_machine, paired  # isort: skip
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -19,15 +20,12 @@ from models.heads import GPT2LMHeadModel
 from training.hardware import keep_freed_memory
 
 PROMPTS, TOKENS = 12, 128
+Writer = Callable[[Sampling], None]
 WAYS = {"the likeliest token": Sampling(temperature=0), "drawn (1.2, top-p 0.9)": Sampling(1.2, top_p=0.9)}
 
 
-def main() -> None:
-    keep_freed_memory()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model_path", required=True, help="any Hugging Face GPT-2 directory")
-    path = parser.parse_args().model_path
-    describe_machine()
+def writers(path: str, tokens: int) -> tuple[Writer, Writer, Writer]:
+    """Ours, stock's, and stock's of the first text alone without a cache; each draws as it is told."""
     theirs = transformers.GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32).eval()
     ours = GPT2LMHeadModel(GPT2Model.from_pretrained(path))
     theirs.generation_config.eos_token_id = ours.config.eos_token_id = None  # all texts have all their tokens
@@ -38,20 +36,30 @@ def main() -> None:
     mask = torch.tensor([[0] * (max(lengths) - length) + [1] * length for length in lengths])
     alone = (torch.tensor(prompts[:1]), torch.ones(1, lengths[0], dtype=torch.long))
 
-    def stock(sampling: Sampling, ids: torch.Tensor, mask: torch.Tensor, **kwargs) -> None:
+    def write(sampling: Sampling) -> None:
+        generate(ours, prompts, tokens, sampling, range(PROMPTS))
+
+    def stock(sampling: Sampling, ids: torch.Tensor = ids, mask: torch.Tensor = mask, **kwargs) -> None:
         how = {"do_sample": False}
         if sampling.temperature:
             how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        theirs.generate(ids, attention_mask=mask, max_new_tokens=TOKENS, pad_token_id=0, **how, **kwargs)
+        theirs.generate(ids, attention_mask=mask, max_new_tokens=tokens, pad_token_id=0, **how, **kwargs)
 
+    return write, stock, lambda sampling: stock(sampling, *alone, use_cache=False)
+
+
+def main() -> None:
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model_path", required=True, help="any Hugging Face GPT-2 directory")
+    path = parser.parse_args().model_path
+    describe_machine()
+    ours, stock, alone = writers(path, TOKENS)
     for name, sampling in WAYS.items():
-        write = partial(generate, ours, prompts, TOKENS, sampling, range(PROMPTS))
-        paired(f"{name}, against stock generate", write, partial(stock, sampling, ids, mask), repeats=5)
+        write = partial(ours, sampling)
+        paired(f"{name}, against stock generate", write, partial(stock, sampling), repeats=5)
         ratio = paired(
-            f"{name}, against one text of the twelve without a cache",
-            write,
-            partial(stock, sampling, *alone, use_cache=False),
-            repeats=3,
+            f"{name}, against one text of the twelve without a cache", write, partial(alone, sampling), repeats=3
         )
         print(f"  all twelve one by one take {PROMPTS / ratio:.1f} times our time")
 

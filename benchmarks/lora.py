@@ -1,86 +1,64 @@
 """LoRA against full fine-tuning: time of a step and peak memory on SST; and the merged model against its base.
 
-./setup.sh python benchmarks/lora.py --model_path DIR --data_dir ../shared/data [--lora_rank 16 --batch_size 8 ...]
+./setup.sh python benchmarks/lora.py --model_path DIR --data_dir ../shared/data [--lora_rank 16 --batch_size 8]
 """
 
 from __future__ import annotations
 
 from timing import describe_machine, paired  # isort: skip
 
+import argparse
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch.nn import functional as F
+from sides import CPU, Ours, task_of
 
-import classifier
 from models.gpt2 import GPT2Model
-from models.heads import GPT2ForSequenceClassification
 from models.lora import Adapters
-from optimizer import AdamW
-from tasks.sentiment import Sentiment
 from training.batching import shuffled
-from training.hardware import PeakMemory, keep_freed_memory
-from training.methods import choose
-from training.network import load_network
+from training.hardware import keep_freed_memory
 
 STEPS = 4  # timed at once
 
 
-class Training:
-    """One way of training on SST, a few steps at a call."""
+def training(side: Ours, batch_size: int) -> Callable[[], None]:
+    """A few steps, on the next batches at each call."""
+    batches = cycle(shuffled(len(side.texts), batch_size, 0, 0))
 
-    def __init__(self, settings: dict, use_lora: bool):
-        settings = settings | {"use_lora": use_lora, "fine_tune_mode": "full-model"}
-        loaded, self.cpu = load_network(settings), torch.device("cpu")
-        task = Sentiment("sst", settings["data_dir"])
-        self.model = GPT2ForSequenceClassification(loaded.network, task.labels, settings["hidden_dropout_prob"])
-        self.method = choose(settings, loaded)(self.model, settings)
-        examples = {"train": task.encode(loaded.tokenizer, task.read("train"))}
-        self.forward, examples = self.method.start(examples, None)
-        self.examples = examples["train"]
-        self.optimizer = AdamW([p for p in self.model.parameters() if p.requires_grad], lr=settings["lr"])
-        self.memory = PeakMemory(self.model, self.optimizer, self.cpu)
-        self.batch_size = settings["batch_size"]
-        self.batches = cycle(shuffled(len(self.examples), self.batch_size, settings["seed"], 0))
-        self.model.train()
-
-    def __call__(self) -> None:
+    def steps() -> None:
         for _ in range(STEPS):
-            self._step(next(self.batches))
+            side.step(next(batches))
 
-    def peak(self) -> int:
-        """Bytes that a step on the longest texts takes."""
-        lengths = self.examples.lengths
-        with self.memory.watch():
-            self._step(sorted(range(len(lengths)), key=lengths.__getitem__)[-self.batch_size :])
-        return self.memory.bytes()
-
-    def _step(self, indices: list[int]) -> None:
-        batch = self.examples.batch(indices, self.cpu)
-        F.cross_entropy(self.forward(*batch.inputs), batch.labels).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    return steps
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model_path", required=True, help="any Hugging Face GPT-2 directory with a tokenizer")
+    parser.add_argument("--data_dir", default="data", help="the course's files")
+    parser.add_argument("--lora_rank", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=8)
+    flags = parser.parse_args()
     keep_freed_memory()
     describe_machine()
-    settings = classifier.parse_flags()
-    lora, full = Training(settings, use_lora=True), Training(settings, use_lora=False)
-    paired(f"{STEPS} steps of batch {settings['batch_size']}, LoRA against everything", lora, full, repeats=25)
-    sizes = [training.peak() for training in (lora, full)]
+    task, more = task_of("sst", flags.data_dir), dict(model_path=flags.model_path, lora_rank=flags.lora_rank)
+    lora, full = (Ours(task, method, **more) for method in ("lora", "full"))
+    name = f"{STEPS} steps of batch {flags.batch_size}, LoRA against everything"
+    paired(name, training(lora, flags.batch_size), training(full, flags.batch_size), repeats=25)
+    sizes = [side.peak(flags.batch_size) for side in (lora, full)]
     print(
         f"peak memory: {sizes[0] / 2**20:,.0f} MiB against {sizes[1] / 2**20:,.0f} MiB, {sizes[0] / sizes[1]:.2f} of it"
     )
 
     with TemporaryDirectory() as folder:
         lora.method.save(Path(folder))
-        adapters = Adapters(GPT2Model.from_pretrained(lora.method.source))
+        adapters = Adapters(GPT2Model.from_pretrained(lora.loaded.source))
         adapters.load("it", Path(folder))
-    merged, base = adapters.merge().eval(), GPT2Model.from_pretrained(lora.method.source)
-    inputs = lora.examples.batch(next(lora.batches), lora.cpu).inputs
+    merged, base = adapters.merge().eval(), GPT2Model.from_pretrained(lora.loaded.source)
+    inputs = lora.texts.batch(list(range(flags.batch_size)), CPU).inputs
 
     def read(network: GPT2Model) -> None:
         with torch.inference_mode():

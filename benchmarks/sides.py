@@ -1,0 +1,131 @@
+"""The two sides of a comparison, as steps of training on the same rows: ours, and stock `transformers` and `peft`."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn import functional as F
+
+import classifier
+from models.heads import GPT2ForSequenceClassification
+from models.lora import TARGETS
+from optimizer import AdamW
+from tasks.paraphrase import Paraphrase
+from tasks.sentiment import Sentiment
+from training.batching import TokenExamples
+from training.hardware import PeakMemory, Precision
+from training.methods import choose
+from training.network import Loaded, load_network
+
+METHODS = {  # flags of the scripts
+    "full": {"fine_tune_mode": "full-model", "use_lora": False},
+    "lora": {"fine_tune_mode": "full-model", "use_lora": True},
+    "last-linear-layer": {"fine_tune_mode": "last-linear-layer", "use_lora": False},
+}
+CPU = torch.device("cpu")
+
+
+def task_of(dataset: str, data_dir: str) -> Sentiment | Paraphrase:
+    return Paraphrase(data_dir) if dataset == "quora" else Sentiment(dataset, data_dir)
+
+
+class Ours:
+    """Training by the project's own parts, as the scripts put them together; no dropout before the head, as in stock.
+
+    Args:
+        task: whose training file is read, or its dev file.
+        method: a key of `METHODS`.
+        more: settings that differ from the scripts' defaults; `model_path` at least.
+    """
+
+    def __init__(
+        self, task: Sentiment | Paraphrase, method: str, precision: str = "fp32", split: str = "train", **more
+    ):
+        self.settings = classifier.parse_flags([]) | METHODS[method] | {"lr": 1e-5} | more
+        torch.manual_seed(self.settings["seed"])
+        self.loaded: Loaded = load_network(self.settings)
+        self.model = GPT2ForSequenceClassification(self.loaded.network, task.labels)
+        self.method = choose(self.settings, self.loaded, store_features=False)(self.model, self.settings)
+        self.texts: TokenExamples = task.encode(self.loaded.tokenizer, task.read(split))
+        self.forward, _ = self.method.start({split: self.texts}, None)
+        self.optimizer = AdamW([p for p in self.model.parameters() if p.requires_grad], lr=self.settings["lr"])
+        self.memory = PeakMemory(self.model, self.optimizer, CPU)
+        self.precision = Precision(precision, CPU)
+        self.model.train()
+
+    def step(self, indices: list[int]) -> float:
+        """One update on these rows; its loss."""
+        batch = self.texts.batch(indices, CPU)
+        with self.precision.autocast():
+            loss = F.cross_entropy(self.forward(*batch.inputs).float(), batch.labels)
+        self.precision.update(loss, self.optimizer)
+        return loss.item()
+
+    def read(self, indices: list[int]) -> Tensor:
+        """(B, classes) logits of these rows, the short ones first."""
+        self.model.eval()
+        with torch.inference_mode(), self.precision.autocast():
+            return self.forward(*self.texts.batch(indices, CPU).inputs).float()
+
+    def peak(self, rows: int) -> int:
+        """Bytes that a step on the longest texts takes."""
+        lengths = self.texts.lengths
+        with self.memory.watch():
+            self.step(sorted(range(len(lengths)), key=lengths.__getitem__)[-rows:])
+        return self.memory.bytes()
+
+
+class Stock:
+    """What a user would write: rows padded to the longest on the right, `GPT2ForSequenceClassification`, PEFT, fused
+    AdamW, autocast. It starts from our head, and sees our token ids."""
+
+    def __init__(self, ours: Ours, method: str, precision: str = "fp32"):
+        self.texts, self.precision = ours.texts, Precision(precision, CPU)
+        torch.manual_seed(ours.settings["seed"])
+        labels = ours.model.score.out_features
+        model = transformers.GPT2ForSequenceClassification.from_pretrained(
+            ours.loaded.source, num_labels=labels, dtype=torch.float32
+        )
+        self.padding = model.config.pad_token_id = ours.loaded.tokenizer.pad_token_id
+        with torch.no_grad():
+            model.score.weight.copy_(ours.model.score.weight)
+        if method == "lora":
+            names = ("rank", "alpha", "dropout")
+            rank, alpha, dropout = (ours.settings[f"lora_{name}"] for name in names)
+            config = LoraConfig(
+                task_type="SEQ_CLS", r=rank, lora_alpha=alpha, lora_dropout=dropout, fan_in_fan_out=True,
+                target_modules=TARGETS[ours.settings["lora_target"]],
+            )  # fmt: skip
+            model = get_peft_model(model, config)
+        elif method == "last-linear-layer":
+            model.transformer.requires_grad_(False)
+        self.model = model.train()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=ours.settings["lr"], eps=1e-6, weight_decay=0.0, fused=True)
+
+    def step(self, indices: list[int]) -> float:
+        """One update on these rows; its loss."""
+        ids, mask, labels = self._batch(indices)
+        with self.precision.autocast():
+            loss = self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+    def read(self, indices: list[int]) -> Tensor:
+        """(B, classes) logits of these rows, the short ones first."""
+        self.model.eval()
+        ids, mask, _ = self._batch(indices)
+        with torch.inference_mode(), self.precision.autocast():
+            return self.model(input_ids=ids, attention_mask=mask).logits.float()
+
+    def _batch(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        batch = self.texts.batch(indices, CPU)
+        tokens, rows = batch.inputs
+        parts = tokens.split(rows.lengths)
+        ids = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=self.padding)
+        lengths = torch.tensor(rows.lengths)
+        return ids, (torch.arange(ids.size(1)) < lengths[:, None]).long(), batch.labels
