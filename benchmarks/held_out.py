@@ -1,4 +1,7 @@
-"""Held-out loss of a language model in nats a byte, beside a 5-gram model and a compressor on the same text."""
+"""Held-out loss of a language model in nats a byte, beside a 5-gram model and a compressor on the same text.
+
+With `--draws N` also what such 5-grams say of N other draws of as many documents: how hard the held-out ones are.
+"""
 
 from __future__ import annotations
 
@@ -83,11 +86,12 @@ def compressor_nats(train: list[str], held_out: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="a directory that pretrain.py made")
     parser.add_argument("--corpus", nargs="+", required=True, help="what it was pretrained on")
     parser.add_argument("--leave_out", nargs="+", default=[], help="as in pretraining")
     parser.add_argument("--held_out", type=float, default=0.01, help="as in pretraining")
+    parser.add_argument("--draws", type=int, default=0, metavar="N", help="score 5-grams on other documents too")
     arguments = parser.parse_args()
 
     import torch
@@ -119,6 +123,16 @@ def main() -> None:
     for name, nats in results.items():
         value = nats()
         print(f"{name}: {value / size:.4f} nats a byte, {value / tokens:.3f} a token", flush=True)
+
+    order, count = np.random.default_rng(0).permutation(len(train)), len(held_out)
+    rest = [train_ids[i] for i in order[arguments.draws * count :]]
+    for draw in range(arguments.draws):
+        some = order[draw * count : (draw + 1) * count]
+        size = sum(len(train[i].encode()) for i in some)
+        some_ids = [train_ids[i] for i in some]
+        tokens = sum(len(document) + 1 for document in some_ids)
+        value = ngram_nats(rest, some_ids, tokenizer.eos_token_id, len(tokenizer))
+        print(f"5-grams, draw {draw + 1}: {value / size:.4f} nats a byte, {value / tokens:.3f} a token", flush=True)
 
 
 if __name__ == "__main__":
