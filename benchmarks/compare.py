@@ -28,6 +28,7 @@ from statistics import mean, median
 from tempfile import TemporaryDirectory
 
 import torch
+import transformers
 from generation import writers
 from seeds import print_header, print_row
 from sides import METHODS, Ours, Stock, task_of
@@ -93,7 +94,7 @@ def train(flags: argparse.Namespace, method: str, dataset: str, rows: int, preci
 
     timing = in_turn(partial(chunk, ours), partial(chunk, stock), flags.pairs)
     seen = [order[i % len(order)] for i in range(steps, steps * (flags.pairs + 1))]
-    work = mean(sum(_operations(ours.model.transformer, [ours.texts.lengths[i] for i in batch]) for batch in seen))
+    work = mean(_operations(ours.model.transformer, [ours.texts.lengths[i] for i in batch]) for batch in seen)
     passes = {"full": 3, "lora": 2, "last-linear-layer": 1}[method]
     return {
         "timing": timing,
@@ -255,6 +256,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     keep_freed_memory()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     if flags.child:
         _child(flags)
         return
