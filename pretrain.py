@@ -91,7 +91,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     from training.script import run_script
 
-    return run_script("pretrain.py", lambda stop: pretrain(settings, stop))
+    def work(stop) -> None:
+        from training.run import locked
+
+        with locked(Path(settings["output_dir"])):
+            pretrain(settings, stop)
+
+    return run_script("pretrain.py", work)
 
 
 def pretrain(settings: dict, stop) -> None:
@@ -107,14 +113,12 @@ def pretrain(settings: dict, stop) -> None:
     from models.pretrained import save_pretrained, save_tokenizer
     from models.tokenizer import train_tokenizer
     from tasks.corpus import find_texts, hold_out, leave_out, read_documents
-    from tasks.report import make_folder
     from training.batching import Pieces
     from training.hardware import Precision, describe, make_deterministic, pick_device
     from training.pretraining import Pretrainer
     from training.run import Run
 
     precision = Precision(settings["precision"], pick_device(settings["device"]))
-    make_folder(settings, "output_dir")
     shape = {name: settings[name] for name in ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")}
     pdrop = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), settings["dropout"])
     config = GPT2Config(**shape, **pdrop)

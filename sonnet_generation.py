@@ -58,6 +58,7 @@ def run(settings: dict, stop) -> None:
     from tasks.sonnet_report import generate_and_score, read_prompts
     from tasks.sonnets import SonnetTask, read_sonnets, split
     from training.finetune import fine_tune
+    from training.run import locked
 
     method, model = method_name(settings), model_name(settings)
     parent = "runs/demo" if settings["demo"] else "runs"
@@ -73,9 +74,11 @@ def run(settings: dict, stop) -> None:
     sizes = ", ".join(f"{len(some.poems)} {name}" for name, some in counts.items())
     print(f"sonnets: {sizes}, {model}, {method}", flush=True)
 
-    trained = fine_tune(Path(settings["output_dir"]), SonnetTask(), {"train": train, "dev": validation}, settings, stop)
-    name = f"{model}, {method}, epoch {trained.epoch} of {trained.epochs}"
-    generate_and_score(trained, name, prompts, sonnets.poems, settings, stop)
+    folder = Path(settings["output_dir"])
+    with locked(folder):
+        trained = fine_tune(folder, SonnetTask(), {"train": train, "dev": validation}, settings, stop)
+        name = f"{model}, {method}, epoch {trained.epoch} of {trained.epochs}"
+        generate_and_score(trained, name, prompts, sonnets.poems, settings, stop)
     print(f"{trained.seconds:.0f} s of training and evaluation; the model is {trained.run / 'best'}", flush=True)
     if settings["demo"]:
         print(DEMO_IS_OVER)

@@ -60,7 +60,8 @@ class Ours:
         batch = self.texts.batch(indices, CPU)
         with self.precision.autocast():
             loss = F.cross_entropy(self.forward(*batch.inputs).float(), batch.labels)
-        self.precision.update(loss, self.optimizer)
+        self.precision.backward(loss)
+        self.precision.step(self.optimizer)
         return loss.item()
 
     def read(self, indices: list[int]) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from config import GPT2Config
 from models.pretrained import load_weights, locate
@@ -22,7 +23,13 @@ class GPT2Model(nn.Module):
 
     Parameters carry the names of the published checkpoints. Linear weights are (out, in), the transpose of what the
     checkpoints hold; `models.pretrained` turns them.
+
+    Attributes:
+        checkpoint_activations: keep only each block's input for the backward pass, and compute the block anew there
+            (Chen et al. 2016): a third more arithmetic for a fraction of the memory, and the same gradients.
     """
+
+    checkpoint_activations = False
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -102,7 +109,10 @@ class GPT2Model(nn.Module):
         x = self.drop(self.wte(tokens) + self.wpe(rows.positions))  # (N, C)
         past = cache.layers if cache else [None] * len(self.h)
         for block, before in zip(self.h[:-1], past[:-1], strict=True):
-            x = block(x, rows, past=before)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, rows, use_reentrant=False)
+            else:
+                x = block(x, rows, past=before)
         return self.ln_f(self.h[-1](x, rows, only_last, past[-1]))
 
     def hidden_state_to_token(self, hidden_state: Tensor) -> Tensor:

@@ -25,8 +25,7 @@ from tempfile import TemporaryDirectory
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from config import InputError
@@ -34,6 +33,7 @@ from models.files import replacing
 from models.gpt2 import GPT2Model
 from models.heads import GPT2ForSequenceClassification, GPT2LMHeadModel
 from models.lora_linear import LoraLinear
+from models.tensors import check_tensors, write_tensors
 from modules.dropout import Dropout
 from modules.ragged import Rows
 
@@ -115,8 +115,7 @@ class Lora:
             config.save_pretrained(folder)
             with replacing(directory / CONFIG) as beside:
                 shutil.copyfile(Path(folder) / CONFIG, beside)
-        with replacing(directory / WEIGHTS) as beside:
-            save_file({n: t.to("cpu").contiguous() for n, t in tensors.items()}, beside, metadata={"format": "pt"})
+        write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
@@ -244,7 +243,9 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of settings that a newer PEFT knows
             config = LoraConfig.from_peft_type(**values)
-        tensors = load_file(directory / WEIGHTS)
+        with safe_open(directory / WEIGHTS, framework="pt") as file:
+            check_tensors(directory / WEIGHTS, file)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, ValueError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise

@@ -27,11 +27,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import logging
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from config import GPT2Config, InputError
 from models.files import git_blob_hash, replacing, sha256, write_text
+from models.tensors import check_tensors, write_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -146,6 +146,7 @@ def _tensors(directory: Path, files: ExitStack) -> Iterator[tuple[str, object]]:
             file = files.enter_context(safe_open(directory / name, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise InputError(f"{directory / name}: not a whole safetensors file: {error}") from error
+        check_tensors(directory / name, file)
         for key in file.keys():
             yield key, file.get_slice(key)
 
@@ -199,8 +200,7 @@ def save_pretrained(module: nn.Module, config: GPT2Config, directory: Path, dtyp
     """Writes `config.json` and `model.safetensors` for stock `transformers` to load as the class of the same name."""
     values = config.as_hugging_face(type(module).__name__, str(dtype).removeprefix("torch."))
     write_text(directory / "config.json", json.dumps(values, indent=2) + "\n")
-    with replacing(directory / WEIGHTS) as path:
-        save_file(checkpoint_tensors(module, dtype), path, metadata={"format": "pt"})
+    write_tensors(directory / WEIGHTS, checkpoint_tensors(module, dtype), {"format": "pt"})
 
 
 def load_tokenizer(directory: Path, config: GPT2Config):

@@ -10,6 +10,7 @@ from tasks.classification import Split, accuracy_and_f1
 from tasks.table import write_predictions
 from training.finetune import fine_tune
 from training.interrupt import StopRequest
+from training.run import locked
 
 
 def make_folder(settings: dict, flag: str) -> None:
@@ -49,11 +50,12 @@ def train_and_report(
     sizes = ", ".join(f"{len(split.ids)} {name}" for name, split in splits.items())
     print(f"{task.name}: {sizes} rows, {model}, {method}", flush=True)
 
-    result = fine_tune(folder, task, splits, settings, stop)
-    predicted = {name: result.predict(name).argmax(axis=1) for name in ("dev", "test")}
-    for name, predictions in predicted.items():
-        path = Path(settings["predictions_dir"]) / prediction_file(name)
-        write_predictions(path, task.prediction_column, splits[name].ids, task.written(predictions))
+    with locked(folder):
+        result = fine_tune(folder, task, splits, settings, stop)
+        predicted = {name: result.predict(name).argmax(axis=1) for name in ("dev", "test")}
+        for name, predictions in predicted.items():
+            path = Path(settings["predictions_dir"]) / prediction_file(name)
+            write_predictions(path, task.prediction_column, splits[name].ids, task.written(predictions))
 
     methods = {
         name: {split: baseline.predict(splits[split].texts) for split in predicted}

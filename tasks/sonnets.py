@@ -40,6 +40,10 @@ class Sonnets:
     poems: list[list[str]]
     bad: list[BadRow] = field(default_factory=list)
 
+    @property
+    def ids(self) -> list[str]:
+        return self.numbers
+
     def first(self, count: int | None) -> Sonnets:
         """The first `count`; all, if None."""
         return Sonnets(self.path, self.numbers[:count], self.poems[:count], self.bad)

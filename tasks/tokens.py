@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from models.files import replacing
+from models.tensors import check_tensors, write_tensors
 
-FORMAT = 2
+FORMAT = 3
 AT_ONCE = 4096
 
 
@@ -54,8 +53,7 @@ def tokenized(
         lengths.append(len(row))
     tensors = {"ids": torch.frombuffer(flat, dtype=torch.int32), "lengths": torch.tensor(lengths)}
     try:
-        with replacing(file) as beside:
-            save_file(tensors, beside, metadata={"key": key, "checksum": _checksum(tensors)})
+        write_tensors(file, tensors, {"key": key})
     except OSError as error:
         print(f"{cache}: {error.strerror or error}; the tokens of {name} are not kept for the next run", flush=True)
     return tensors["ids"], lengths
@@ -70,15 +68,6 @@ def rows_of_ids(tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
 def _load(file: Path, key: str) -> tuple[Tensor, list[int]]:
     """Raises ValueError if the file holds anything but what was once written to it under this key."""
     with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata() or {}
-        tensors = {name: opened.get_tensor(name) for name in ("ids", "lengths")}
-    if metadata.get("key") != key or metadata.get("checksum") != _checksum(tensors):
-        raise ValueError(f"{file}: not what it was written as")
-    return tensors["ids"], tensors["lengths"].tolist()
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].numpy().data)
-    return digest.hexdigest()
+        if check_tensors(file, opened, ours=True).get("key") != key:
+            raise ValueError(f"{file}: not what it was written as")
+        return opened.get_tensor("ids"), opened.get_tensor("lengths").tolist()

@@ -294,7 +294,7 @@ def test_a_signal_saves_at_once_and_minutes_go_on_where_they_were(tmp_path):
     with pytest.raises(Interrupted):
         pretrain.pretrain(settings_, StopAfter(3))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    assert (tmp_path / "run" / "last" / "state.safetensors").is_file()
+    assert any((tmp_path / "run" / "last").glob("state-*.safetensors"))
     pretrain.pretrain(settings_ | {"resume": True}, StopRequest())
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] > 3

@@ -266,7 +266,7 @@ def test_a_failed_save_leaves_the_last_one(save_stock, tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("models.pretrained.save_file", fail_half_way)
+    monkeypatch.setattr("models.tensors.save_file", fail_half_way)
     with pytest.raises(OSError, match="disk full"):
         save_pretrained(model, model.config, tmp_path / "best")
     assert {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()} == before

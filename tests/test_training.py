@@ -27,7 +27,7 @@ from training.batching import EVALUATION_TOKENS, TokenExamples, by_length, shuff
 from training.finetune import fine_tune
 from training.hardware import PeakMemory, Precision, make_deterministic, pick_device
 from training.interrupt import Interrupted, StopRequest
-from training.objectives import TrainingFailed, predict
+from training.objectives import predict
 
 CPU = torch.device("cpu")
 MODES = ["full-model", "last-linear-layer"]
@@ -39,7 +39,7 @@ def flags(model: Path, output: Path, **changes) -> dict:
         dropout=0.1, epochs=3, patience=None, batch_size=8, lr=3e-3, weight_decay=0.0, seed=5, save_every_steps=None,
         resume=False, precision="fp32", device="cpu", output_dir=str(output), predictions_dir=str(output),
         use_lora=False, lora_rank=4, lora_alpha=8.0, lora_dropout=0.1, lora_target="attention", lora_variant="lora",
-        save_merged=False,
+        save_merged=False, micro_batch_size=None, checkpoint_activations=False, max_grad_norm=None,
     )  # fmt: skip
     return defaults | changes
 
@@ -242,17 +242,6 @@ def test_a_new_run_replaces_the_old_one(data_dir, save_stock, tmp_path):
     assert len(metrics(result.run)) == 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"rubbish" * 100, None])
-def test_a_torn_save_is_refused_by_name(data_dir, save_stock, tmp_path, damage):
-    model = save_stock()
-    with pytest.raises(Interrupted):
-        train(data_dir, model, tmp_path, stop=StopAfter(9))
-    state = tmp_path / "run" / "last" / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-100] if damage is None else damage)
-    with pytest.raises(InputError, match=r"state.safetensors: cannot be resumed from"):
-        train(data_dir, model, tmp_path, resume=True)
-
-
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**63 - 1), st.integers(0, 20))
 def test_an_epoch_sees_every_example_once(count, batch_size, seed, epoch):
     batches = shuffled(count, batch_size, seed, epoch)
@@ -309,13 +298,6 @@ def test_texts_longer_than_the_context_are_cut_and_empty_ones_are_not_empty(save
 def test_learns_in_every_precision(data_dir, save_stock, tmp_path, precision):
     result = train(data_dir, save_stock(), tmp_path, dataset="cfimdb", epochs=12, precision=precision)
     assert metrics(result.run)[result.epoch - 1]["dev_acc"] >= 0.8
-
-
-@pytest.mark.parametrize("batch_size", [8, 60])
-def test_numbers_that_are_not_finite_end_the_run(data_dir, save_stock, tmp_path, batch_size):
-    """Seen in the loss; or, after the epoch's only step, in what the model says of dev."""
-    with pytest.raises(TrainingFailed, match=r"no longer .*finite number.*--lr"):
-        train(data_dir, save_stock(), tmp_path, lr=1e30, batch_size=batch_size)
 
 
 def test_devices_and_precisions_that_are_not_there():

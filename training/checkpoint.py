@@ -1,25 +1,26 @@
 """`last/`: what an interrupted run needs to go on as if nothing had happened.
 
 One safetensors file holds the trained parameters, the optimizer's moments and the states of the random generators as
-tensors, and the rest as JSON in its header. Nothing in it can run.
+tensors, and the rest as JSON in its header. Nothing in it can run. Two files take turns, so that the save before is
+there until the new one is whole, and after that, should the new one turn out to be damaged.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from config import InputError
-from models.files import replacing
+from models.tensors import check_tensors, write_tensors
 from optimizer import AdamW
 
-FORMAT = "2"
-_FILE = "state.safetensors"
+FORMAT = "3"
+_FILES = ("state-0.safetensors", "state-1.safetensors")
 
 
 def save_state(folder: Path, parameters: dict[str, Tensor], optimizer: AdamW, progress: dict) -> None:
@@ -29,32 +30,59 @@ def save_state(folder: Path, parameters: dict[str, Tensor], optimizer: AdamW, pr
         folder: `last/` of a run.
         parameters: the trained ones, by name; none if the run is finished, and nothing is left to go on with.
         optimizer: their optimizer.
-        progress: whatever else the trainer must know, as JSON.
+        progress: whatever else the trainer must know, as JSON; `saves` is this save's number.
     """
-    tensors = {f"parameter.{name}": parameter.detach().contiguous() for name, parameter in parameters.items()}
+    tensors = {f"parameter.{name}": parameter for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value.contiguous()
+            tensors[f"optimizer.{key}.{name}"] = value
     tensors["generator.cpu"] = torch.get_rng_state()
     if torch.cuda.is_initialized():
         tensors["generator.cuda"] = torch.cuda.get_rng_state()
-    with replacing(folder / _FILE) as path:
-        save_file(tensors, path, metadata={"format": FORMAT, "progress": json.dumps(progress)})
+    turn = progress["saves"] % 2
+    write_tensors(folder / _FILES[turn], tensors, {"format": FORMAT, "progress": json.dumps(progress)})
+    if not parameters:
+        (folder / _FILES[1 - turn]).unlink(missing_ok=True)
+
+
+def load_state(folder: Path, parameters: dict[str, Tensor], optimizer: AdamW) -> dict:
+    """Puts everything of the latest save back in place and returns `progress`; of the save before, and says so, if the
+    latest is damaged.
+
+    Raises:
+        InputError: no whole save there, or that of another network or another version of this program.
+    """
+    saves = [folder / name for name in _FILES if (folder / name).exists()]
+    problems = []
+    for path in sorted(saves, key=_number, reverse=True):
+        try:
+            progress = _load(path, parameters, optimizer)
+        except InputError as problem:
+            problems.append(str(problem))
+            continue
+        for problem in problems:
+            print(f"{problem}; going on from the save before, {path.name}", flush=True)
+        return progress
+    reasons = "; ".join(problems) or f"{folder}: nothing is saved there"
+    raise InputError(f"{reasons}; leave out --resume to start afresh")
+
+
+def _number(path: Path) -> float:
+    """Which save it is; one that cannot be read counts as the latest, so that it is spoken of."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return float(json.loads(file.metadata()["progress"])["saves"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return math.inf
 
 
 @torch.no_grad()
-def load_state(folder: Path, parameters: dict[str, Tensor], optimizer: AdamW) -> dict:
-    """Puts everything back in place and returns `progress`.
-
-    Raises:
-        InputError: no state there, a torn file, or the state of another network.
-    """
-    path = folder / _FILE
+def _load(path: Path, parameters: dict[str, Tensor], optimizer: AdamW) -> dict:
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = check_tensors(path, file, ours=True)
             if header.get("format") != FORMAT:
-                raise InputError(f"{path}: written by another version of this program; leave out --resume")
+                raise InputError(f"{path}: written by another version of this program")
             names = set(file.keys())
             finished = not any(name.startswith("parameter.") for name in names)
             for name, parameter in () if finished else parameters.items():
@@ -69,4 +97,4 @@ def load_state(folder: Path, parameters: dict[str, Tensor], optimizer: AdamW) ->
                 torch.cuda.set_rng_state(file.get_tensor("generator.cuda"))
             return json.loads(header["progress"])
     except (OSError, SafetensorError, RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be resumed from ({error}); leave out --resume to start afresh") from error
+        raise InputError(f"{path}: cannot be resumed from ({error})") from error

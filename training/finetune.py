@@ -18,14 +18,15 @@ from training.interrupt import StopRequest
 from training.methods import Forward, Model, choose
 from training.network import Loaded, load_network
 from training.objectives import Examples, Objective, predict
-from training.run import Run
+from training.run import Run, refuse_full_disk
 from training.trainer import Trainer
 
 
 class Split(Protocol):
-    """What is used of the file at `path`, and the `bad` rows left out."""
+    """What is used of the file at `path`, the rows by the names they have there, and the `bad` ones left out."""
 
     path: Path
+    ids: list[str]
     bad: list
 
 
@@ -112,6 +113,7 @@ def fine_tune(
         "memory_bytes": fixed_memory(model),
     }
     run = Run(folder, settings, facts, settings["resume"])
+    refuse_full_disk(folder, disk_space(settings, facts["memory_bytes"]))
     run.list_bad_rows([row for split in splits.values() for row in split.bad])
     print_costs(facts)
 
@@ -125,7 +127,9 @@ def fine_tune(
 
     examples = {key: task.encode(loaded.tokenizer, split) for key, split in splits.items()}
     forward, examples = method.start(examples, run_over)
-    trainer = Trainer(model, task.objective(model, forward), settings, run, save_best, precision, stop, watch)
+    ids = splits["train"].ids
+    name_row = ids.__getitem__ if len(ids) == len(examples["train"]) else str
+    trainer = Trainer(model, task.objective(model, forward), settings, run, save_best, precision, stop, watch, name_row)
     trainer.fit(examples["train"], examples["dev"], task.score_first)
     best_epoch = trainer.best_epoch
     del trainer  # and with it the optimizer's state, before the best epoch's model is read
@@ -158,6 +162,14 @@ def fixed_memory(model: nn.Module) -> dict[str, int]:
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     weights = sum(p.nbytes for p in model.parameters())
     return {"weights": weights, "gradients": trained, "optimizer_state": 2 * trained}  # AdamW's two moments
+
+
+def disk_space(settings: dict, memory: dict[str, int]) -> int:
+    """Bytes that a run's folder grows to, with what is written before what it replaces is deleted."""
+    learned = memory["gradients"]
+    model = learned if settings["use_lora"] else memory["weights"]
+    state = learned + memory["optimizer_state"]
+    return 2 * model + 3 * state + (memory["weights"] if settings["save_merged"] else 0)
 
 
 def print_costs(facts: dict) -> None:

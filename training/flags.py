@@ -162,6 +162,15 @@ def add_common_flags(
         "--patience", type=whole_number(1), default=patience, metavar="N", help="stop after N epochs without a better"
     )
     training.add_argument("--batch_size", type=whole_number(1), default=batch_size, metavar="N", help="texts a step")
+    training.add_argument(
+        "--micro_batch_size", type=whole_number(1), metavar="N", help="texts in memory at once; a step adds them up"
+    )
+    training.add_argument(
+        "--checkpoint_activations", action="store_true", help="less memory: compute a block anew when it is asked back"
+    )
+    training.add_argument(
+        "--max_grad_norm", type=number(above=0), metavar="NORM", help="cut a step's gradient to this length"
+    )
     training.add_argument("--lr", type=number(above=0), default=lr, metavar="RATE", help="learning rate of AdamW")
     training.add_argument("--weight_decay", type=number(least=0), default=0.0, metavar="W", help="of AdamW")
     training.add_argument(

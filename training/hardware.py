@@ -10,9 +10,11 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from config import InputError
 
+NEEDS_LESS = "--micro_batch_size 1, --checkpoint_activations and --use_lora need less"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -53,15 +55,30 @@ class Precision:
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, dtype=_DTYPES[self.name], enabled=self.name != "fp32")
 
-    def update(self, loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float | None = None) -> None:
-        """Backward pass and step, the gradient cut to a norm of `max_norm` if given; clears the gradients."""
+    @property
+    def skips_steps(self) -> bool:
+        """Whether a gradient that is not finite is an everyday thing: the price of fp16's range."""
+        return self.scaler.is_enabled()
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds to the gradients."""
         self.scaler.scale(loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None = None) -> Tensor:
+        """Updates the parameters, by a gradient cut to a norm of `max_norm` if given, and clears the gradients.
+
+        Returns:
+            The gradient's norm. Where it is not finite, fp16 skips the step and scales the next losses down.
+        """
+        self.scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters])
         if max_norm is not None:
-            self.scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], max_norm)
+            clip_grads_with_norm_(parameters, max_norm, norm)
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad()
+        return norm
 
 
 def _best(device: torch.device) -> str:
@@ -81,6 +98,11 @@ def make_deterministic(seed: int, device: torch.device) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cuda")
     torch.utils.deterministic.fill_uninitialized_memory = False  # a check of theirs that costs time
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that there is no memory left, on a GPU or, where torch has no name for it, on a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def keep_freed_memory() -> None:

@@ -77,6 +77,7 @@ def load_network(settings: dict) -> Loaded:
     tokenizer = load_tokenizer(found.source, config)
     config = replace(config, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     network = GPT2Model.from_pretrained(found.source, config)
+    network.checkpoint_activations = settings["checkpoint_activations"]
     if found.adapter:
         from models.lora import Adapters  # PEFT takes seconds to import
 

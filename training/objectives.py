@@ -27,7 +27,10 @@ class Objective(Protocol):
     """What the trainer asks of a task."""
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The number to lower, and (2,) what to add up over an epoch."""
+        """Summed over the batch, the number to lower; and (2,) what to add up over an epoch, the same number first."""
+
+    def size(self, lengths: list[int]) -> int:
+        """Of texts of so many tokens, how many numbers their `loss` adds up."""
 
     def training_scores(self, sums: list[float], examples: int, tokens: int) -> dict[str, float]:
         """What an epoch's sums come to; `train_loss` is among it."""
@@ -58,9 +61,12 @@ class Classification:
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self.forward(*batch.inputs).float()
-        loss = F.cross_entropy(logits, batch.labels)
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         right = (logits.argmax(dim=1) == batch.labels).sum()
-        return loss, torch.stack([loss.detach() * batch.examples, right])
+        return loss, torch.stack([loss.detach(), right])
+
+    def size(self, lengths: list[int]) -> int:
+        return len(lengths)
 
     def training_scores(self, sums: list[float], examples: int, tokens: int) -> dict[str, float]:
         return {"train_loss": sums[0] / examples, "train_acc": sums[1] / examples}
@@ -82,8 +88,11 @@ class NextToken:
         self.model = model
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        total = self.model.loss(*batch.inputs)
-        return total / batch.tokens, torch.stack([total.detach(), torch.zeros_like(total)])
+        loss = self.model.loss(*batch.inputs)
+        return loss, torch.stack([loss.detach(), torch.zeros_like(loss)])
+
+    def size(self, lengths: list[int]) -> int:
+        return sum(lengths)
 
     def training_scores(self, sums: list[float], examples: int, tokens: int) -> dict[str, float]:
         return {"train_loss": sums[0] / tokens}

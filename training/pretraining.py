@@ -33,6 +33,7 @@ class Progress:
     passes: int = 0  # over the documents, done
     step: int = 0  # steps done in the pass under way
     steps: int = 0
+    saves: int = 0
     tokens: int = 0
     seconds: float = 0.0
     loss_sum: float = 0.0  # since the last line of metrics
@@ -118,6 +119,7 @@ class Pretrainer:
                 self._evaluate()
             every = self.settings["save_every_steps"]
             if evaluating or (every and progress.steps % every == 0) or self.stop.signum is not None:
+                progress.saves += 1
                 progress.scaler = self.precision.scaler.state_dict()
                 save_state(self.run.last, self.parameters, self.optimizer, asdict(progress))
                 self.stop.check()
@@ -131,10 +133,14 @@ class Pretrainer:
             group["lr"] = self.settings["lr"] * group["rate"] * min((spent + 1e-4) / WARM_UP, 1 - spent)
         with self.precision.autocast():
             loss = self.model.loss(*batch.inputs) / batch.tokens
-        self.precision.update(loss, self.optimizer, MAX_NORM)
-        if not math.isfinite(loss.item()):
-            raise TrainingFailed(f"step {self.progress.steps + 1}: the loss is no longer finite; try a lower --lr")
-        return loss.item()
+        self.precision.backward(loss)
+        norm = self.precision.step(self.optimizer, MAX_NORM)
+        loss = loss.item()
+        if not math.isfinite(loss if self.precision.skips_steps else loss + norm):
+            raise TrainingFailed(
+                f"step {self.progress.steps + 1}: the loss or its gradient is not a finite number; try a lower --lr"
+            )
+        return loss
 
     def _evaluate(self) -> None:
         progress, started = self.progress, time.perf_counter()

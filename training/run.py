@@ -6,9 +6,12 @@ import importlib.metadata
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from config import InputError
 from models.files import write_text
@@ -27,6 +30,39 @@ _AFTERWARDS = {
     "prediction_labels", "save_merged", "temperature", "top_k", "top_p", "num_candidates", "max_new_tokens",
 }  # fmt: skip
 _MUST_AGREE = ("data", "model", "precision")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within it, no other process may have the run's folder. A process that dies loses it.
+
+    Raises:
+        InputError: another one has it, or it cannot be written to.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"--output_dir {folder}: another run is at work there; wait for it, or name another"
+        ) from error
+    except OSError as error:
+        raise InputError(f"--output_dir {folder}: cannot be written to: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_full_disk(folder: Path, needed: int) -> None:
+    """Raises InputError if a file system has no room for so many bytes, but for what lies in the folder already."""
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    free = shutil.disk_usage(folder).free
+    if needed > free + there:
+        raise InputError(
+            f"--output_dir {folder}: the run will write {needed / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free"
+        )
 
 
 class Run:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from safetensors import SafetensorError
 
 from config import InputError
-from training.hardware import keep_freed_memory
+from training.hardware import NEEDS_LESS, is_out_of_memory, keep_freed_memory
 from training.interrupt import Interrupted, StopRequest
 from training.objectives import TrainingFailed
 
@@ -27,5 +27,10 @@ def run_script(name: str, work: Callable[[StopRequest], None]) -> int:
         return interrupt.exit_code
     except (TrainingFailed, OSError, SafetensorError) as error:
         print(f"{name}:", *str(error).split(), file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"{name}: out of memory; {NEEDS_LESS}; --resume goes on from the last save", file=sys.stderr)
         return 1
     return 0

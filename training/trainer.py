@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from optimizer import AdamW
-from training.batching import Batch, shuffled
+from training.batching import shuffled
 from training.checkpoint import load_state, save_state
 from training.early_stopping import EarlyStopping
-from training.hardware import PeakMemory, Precision
+from training.hardware import NEEDS_LESS, PeakMemory, Precision
 from training.interrupt import Interrupted, StopRequest
 from training.objectives import Examples, Objective, TrainingFailed
 from training.run import Run
@@ -30,6 +30,8 @@ class Progress:
     step: int = 0  # steps done in the epoch under way
     best: float = -math.inf  # merit of the best epoch
     waited: int = 0  # epochs since then
+    saves: int = 0
+    micro_batch_size: int | None = None  # where that of the settings did not fit into memory
     sums: list[float] | None = None  # of the objective, over the epoch under way
     examples: int = 0
     tokens: int = 0
@@ -44,12 +46,14 @@ class Trainer:
     Args:
         model: holds the parameters; those that require gradients are trained.
         objective: what is lowered, and what is best.
-        settings: the flags `epochs`, `patience`, `batch_size`, `lr`, `weight_decay`, `seed` and `save_every_steps`.
+        settings: the flags `epochs`, `patience`, `batch_size`, `micro_batch_size`, `max_grad_norm`, `lr`,
+            `weight_decay`, `seed` and `save_every_steps`.
         run: where metrics and saves go.
         save_best: writes the model as it stands to `run.best`.
         precision: what to compute in, and where.
         stop: asked after every step whether the user wants an end.
         watch: called with each epoch's metrics, once all is saved; what it raises ends training.
+        name_row: what to call a training example in a message.
     """
 
     def __init__(
@@ -62,9 +66,11 @@ class Trainer:
         precision: Precision,
         stop: StopRequest,
         watch: Callable[[dict], None] | None = None,
+        name_row: Callable[[int], str] = str,
     ):
         self.model, self.objective, self.run, self.save_best = model, objective, run, save_best
         self.settings, self.precision, self.stop, self.watch = settings, precision, stop, watch
+        self.name_row = name_row
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = AdamW(self.parameters.values(), lr=settings["lr"], weight_decay=settings["weight_decay"])
         self.memory = PeakMemory(model, self.optimizer, precision.device)
@@ -81,7 +87,7 @@ class Trainer:
 
         Raises:
             Interrupted: the user asked to stop; `last/` holds the step just done.
-            TrainingFailed: the loss is not a finite number.
+            TrainingFailed: the loss or its gradient is not a finite number, or one example alone fills the memory.
         """
         if self.run.resuming:
             self._restore()
@@ -99,40 +105,94 @@ class Trainer:
     def _train_epoch(self, train: Examples) -> None:
         progress, device, every = self.progress, self.precision.device, self.settings["save_every_steps"]
         batches = shuffled(len(train), self.settings["batch_size"], self.settings["seed"], progress.epoch)
-        largest = max(range(len(batches)), key=lambda step: sum(train.lengths[i] for i in batches[step]))
+        largest = max(range(len(batches)), key=lambda step: self._widest(train, batches[step]))
         exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPU knows no float64
         sums = torch.tensor(progress.sums or [0.0, 0.0], dtype=exact, device=device)
         label = f"epoch {progress.epoch + 1}/{self.settings['epochs']}"
         bar = tqdm(total=len(train), initial=progress.examples, desc=label, unit=" examples", disable=None, leave=False)
         started = time.perf_counter() - progress.seconds
+        unseen: list[Tensor] = []  # a number for each of the latest steps, which is finite if all is well
         self.model.train()
         while progress.step < len(batches):
-            batch = train.batch(batches[progress.step], device)
-            sums += self._step(batch, watched=progress.step == largest)
+            indices = batches[progress.step]
+            more, norm = self._step(train, indices, watched=progress.step == largest)
+            sums += more
+            unseen.append(more[0] if self.precision.skips_steps else more[0] + norm)
             progress.step += 1
-            progress.examples += batch.examples
-            progress.tokens += batch.tokens
-            bar.update(batch.examples)
-            if not bar.disable and progress.step % 10 == 0:  # not every step: reading the loss waits for a GPU
+            progress.examples += len(indices)
+            progress.tokens += sum(train.lengths[i] for i in indices)
+            bar.update(len(indices))
+            save = (every and progress.step % every == 0) or self.stop.signum is not None
+            done = progress.step == len(batches)
+            if save or done or device.type == "cpu" or progress.step % 10 == 0:  # looking at a number waits for a GPU
+                self._refuse_what_is_not_finite(unseen, label, batches)
+                unseen.clear()
+            if not bar.disable and progress.step % 10 == 0:
                 scores = self.objective.training_scores(sums.tolist(), progress.examples, progress.tokens)
                 bar.set_postfix(loss=f"{scores['train_loss']:.3f}")
-            save = (every and progress.step % every == 0) or self.stop.signum is not None
-            if save or progress.step == len(batches):
+            if save or done:
                 progress.sums = sums.tolist()
                 progress.seconds = time.perf_counter() - started
-                if not math.isfinite(progress.sums[0]):
-                    raise TrainingFailed(f"{label}: the loss is no longer a finite number; try a lower --lr")
             if save:
                 self._save()
                 self.stop.check()
         bar.close()
 
-    def _step(self, batch: Batch, watched: bool) -> Tensor:
-        """One update; returns what the objective adds up."""
-        with self.precision.autocast(), self.memory.watch() if watched else nullcontext():
-            loss, sums = self.objective.loss(batch)
-        self.precision.update(loss, self.optimizer)
-        return sums
+    def _step(self, train: Examples, indices: list[int], watched: bool) -> tuple[Tensor, Tensor]:
+        """One update; returns what the objective adds up, and the gradient's norm."""
+        on_gpu = self.precision.device.type == "cuda"
+        random = torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None
+        while True:
+            try:
+                sums = self._accumulate(train, indices, watched)
+            except torch.OutOfMemoryError:
+                self._halve(len(indices))
+                self.optimizer.zero_grad()
+                torch.set_rng_state(random[0])
+                if on_gpu:
+                    torch.cuda.set_rng_state(random[1])
+                    torch.cuda.empty_cache()
+            else:
+                return sums, self.precision.step(self.optimizer, self.settings["max_grad_norm"])
+
+    def _accumulate(self, train: Examples, indices: list[int], watched: bool) -> Tensor:
+        """The gradient of a batch's mean loss, piece by piece; returns what the objective adds up."""
+        size = self.objective.size([train.lengths[i] for i in indices])
+        total = 0
+        for piece in self._pieces(train, indices):
+            batch = train.batch(piece, self.precision.device)
+            with self.precision.autocast(), self.memory.watch() if watched else nullcontext():
+                loss, sums = self.objective.loss(batch)
+            self.precision.backward(loss / size)
+            total = total + sums
+        return total
+
+    def _pieces(self, train: Examples, indices: list[int]) -> list[list[int]]:
+        """Cuts a batch into what is in memory at once, texts of like length together."""
+        size = self.progress.micro_batch_size or self.settings["micro_batch_size"] or len(indices)
+        indices = sorted(indices, key=train.lengths.__getitem__)
+        return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+    def _widest(self, train: Examples, indices: list[int]) -> int:
+        """Tokens in memory at once, at most."""
+        return max(sum(train.lengths[i] for i in piece) for piece in self._pieces(train, indices))
+
+    def _halve(self, examples: int) -> None:
+        size = min(self.progress.micro_batch_size or self.settings["micro_batch_size"] or examples, examples)
+        if size == 1:
+            raise TrainingFailed(f"out of memory with one text at once; {NEEDS_LESS}")
+        self.progress.micro_batch_size = half = (size + 1) // 2
+        print(f"out of memory with {size} texts at once; going on with --micro_batch_size {half}", flush=True)
+
+    def _refuse_what_is_not_finite(self, numbers: list[Tensor], label: str, batches: list[list[int]]) -> None:
+        for step, number in enumerate(numbers, start=self.progress.step - len(numbers)):
+            if not math.isfinite(number):
+                rows = ", ".join(map(self.name_row, batches[step]))
+                raise TrainingFailed(
+                    f"{label}, step {step + 1} of {len(batches)}: the loss or its gradient is not a finite number, "
+                    f"with --lr {self.settings['lr']:g}, on the rows {rows}; what was saved before is untouched; "
+                    "a lower --lr or --max_grad_norm 1 may help"
+                )
 
     def _evaluate(self, dev: Examples) -> dict[str, float]:
         started = time.perf_counter()
@@ -162,7 +222,13 @@ class Trainer:
         if self.stopping.improves(self.objective.merit(scores)):
             self.save_best()
         self.run.log(metrics)
-        self.progress = Progress(progress.epoch + 1, best=self.stopping.best, waited=self.stopping.waited)
+        self.progress = Progress(
+            progress.epoch + 1,
+            best=self.stopping.best,
+            waited=self.stopping.waited,
+            saves=progress.saves,
+            micro_batch_size=progress.micro_batch_size,
+        )
         self._save()
         if self.watch:
             self.watch(metrics)
@@ -176,6 +242,7 @@ class Trainer:
         return self.progress.epoch == self.settings["epochs"] or self.stopping.over
 
     def _save(self) -> None:
+        self.progress.saves += 1
         self.progress.scaler = self.precision.scaler.state_dict()
         self.progress.kept_memory = self.memory.kept
         parameters = {} if self._done() else self.parameters  # then nothing but that is worth keeping
