@@ -1,14 +1,62 @@
-"""GPT-2's shape, and how Hugging Face's `config.json` spells it."""
+"""GPT-2's shape, how Hugging Face's `config.json` spells it, and what is said of input that is at fault."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import stat
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 
 class InputError(ValueError):
-    """What the user gave is at fault: the scripts print the message as one line and exit with 2."""
+    """What the user gave is at fault: the scripts print the message as one line and exit with 2.
+
+    A message may quote what a file holds: white space in it becomes single spaces, what cannot be printed is escaped,
+    and the middle of a long one is left out.
+    """
+
+    def __init__(self, message: str):
+        if len(message) > 1200:
+            message = f"{message[:800]} [...] {message[-300:]}"
+        message = " ".join(message.split())
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+
+
+def refuse_special(path: str | Path) -> None:
+    """Raises InputError for what a path leads to if that is no file: a directory, or a pipe or device, which may block.
+
+    Raises OSError, as `os.stat` does, where there is nothing or no way to it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a name that no file can have
+        raise InputError(f"{path}: {error}") from error
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is a {'directory' if stat.S_ISDIR(mode) else 'pipe or a device'}, not a file")
+
+
+def read_json(path: str | Path) -> object:
+    """What a JSON file holds.
+
+    Raises:
+        InputError: no file that can be read, or not JSON.
+    """
+    try:
+        refuse_special(path)
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def is_number(value: object, least: float = -math.inf, above: float = -math.inf) -> bool:
+    """Whether it is a number that a float32 can hold, no truth value, and in this range."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) < 3e38 and value >= least and value > above
 
 
 @dataclass
@@ -36,22 +84,23 @@ class GPT2Config:
 
     def __post_init__(self):
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
-            value = getattr(self, name)
-            if not (_is_number(value, int) and value > 0) and not (name == "n_inner" and value is None):
-                raise InputError(f"{name} must be a whole number above 0, not {value!r}")
+            value, most = getattr(self, name), _MOST[name]
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (whole and 0 < value <= most) and not (name == "n_inner" and value is None):
+                raise InputError(f"{name} must be a whole number above 0 and at most {most}, not {value!r}")
         if self.n_embd % self.n_head:
             raise InputError(f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads")
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
             value = getattr(self, name)
-            if not (_is_number(value, int | float) and 0 <= value < 1):
+            if not (is_number(value, least=0) and value < 1):
                 raise InputError(f"{name} must lie in [0, 1), not {value!r}")
         for name in ("layer_norm_epsilon", "initializer_range"):
             value = getattr(self, name)
-            if not (_is_number(value, int | float) and value > 0):
+            if not is_number(value, above=0):
                 raise InputError(f"{name} must be a number above 0, not {value!r}")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
-            if not (value is None or _is_number(value, int)):
+            if not (value is None or (isinstance(value, int) and not isinstance(value, bool))):
                 raise InputError(f"{name} must be a whole number, not {value!r}")
 
     @property
@@ -65,10 +114,7 @@ class GPT2Config:
         Raises:
             InputError: not a JSON object, not a GPT-2, or a variant of GPT-2 that the network here does not compute.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path}: cannot be read as a model's configuration: {error}") from error
+        values = read_json(path)
         if not isinstance(values, dict) or values.get("model_type", "gpt2") != "gpt2":
             raise InputError(f"{path}: not the configuration of a GPT-2")
         for name, only in _FIXED.items():
@@ -94,10 +140,15 @@ class GPT2Config:
         return {"model_type": "gpt2", "architectures": [architecture], "dtype": dtype} | dict(sorted(values.items()))
 
 
-def _is_number(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
+# Far beyond any GPT-2, and few enough that a network of that shape can be laid out before its weights are looked at.
+_MOST = {
+    "vocab_size": 1 << 24,
+    "n_positions": 1 << 24,
+    "n_embd": 1 << 16,
+    "n_layer": 1 << 10,
+    "n_head": 1 << 16,
+    "n_inner": 1 << 20,
+}
 # What GPT-2 variants may set and we do not compute otherwise; the first value is the one we write.
 _FIXED = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),

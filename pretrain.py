@@ -43,11 +43,15 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
     data.add_argument("--output_dir", default="runs/pretrain", metavar="DIR", help="the folder of the run")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--vocab_size", type=whole_number(257), default=8192, metavar="N", help="of the tokenizer")
-    model.add_argument("--n_layer", type=whole_number(1), default=3, metavar="N", help="blocks")
-    model.add_argument("--n_embd", type=whole_number(1), default=224, metavar="N", help="width")
-    model.add_argument("--n_head", type=whole_number(1), default=7, metavar="N", help="heads of attention")
-    model.add_argument("--n_positions", type=whole_number(2), default=512, metavar="N", help="tokens of context")
+    model.add_argument(
+        "--vocab_size", type=whole_number(257, 1 << 24), default=8192, metavar="N", help="of the tokenizer"
+    )
+    model.add_argument("--n_layer", type=whole_number(1, 1 << 10), default=3, metavar="N", help="blocks")
+    model.add_argument("--n_embd", type=whole_number(1, 1 << 16), default=224, metavar="N", help="width")
+    model.add_argument("--n_head", type=whole_number(1, 1 << 16), default=7, metavar="N", help="heads of attention")
+    model.add_argument(
+        "--n_positions", type=whole_number(2, 1 << 24), default=512, metavar="N", help="tokens of context"
+    )
     model.add_argument(
         "--dropout", type=number(least=0, below=1), default=0.0, metavar="P", help="in training, all three"
     )
@@ -55,9 +59,9 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
 
     training = parser.add_argument_group("training")
     budget = training.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=number(above=0), metavar="N", help="of training")
+    budget.add_argument("--minutes", type=number(above=0, most=1e7), metavar="N", help="of training")
     budget.add_argument(
-        "--tokens", type=whole_number(1), metavar="N", help="to train on, over as many passes as it takes"
+        "--tokens", type=whole_number(1, 1 << 60), metavar="N", help="to train on, over as many passes as it takes"
     )
     training.add_argument(
         "--batch_tokens", type=whole_number(2), default=2048, metavar="N",
@@ -108,7 +112,7 @@ def pretrain(settings: dict, stop) -> None:
 
     from config import GPT2Config
     from models.files import sha256
-    from models.gpt2 import GPT2Model
+    from models.gpt2 import GPT2Model, without_values
     from models.heads import GPT2LMHeadModel
     from models.pretrained import save_pretrained, save_tokenizer
     from models.tokenizer import train_tokenizer
@@ -122,6 +126,8 @@ def pretrain(settings: dict, stop) -> None:
     shape = {name: settings[name] for name in ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")}
     pdrop = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), settings["dropout"])
     config = GPT2Config(**shape, **pdrop)
+    count = sum(parameter.numel() for parameter in without_values(GPT2Model, config).parameters())
+    refuse_too_large(count, precision.device)
     files, scored_on = find_texts(settings["corpus"]), find_texts(settings["leave_out"])
     documents = read_documents(files)
     allowed = leave_out(documents, scored_on)
@@ -135,7 +141,6 @@ def pretrain(settings: dict, stop) -> None:
     transformer = GPT2Model(config)
     transformer.init_weights()
     model = GPT2LMHeadModel(transformer).to(precision.device)
-    count = sum(parameter.numel() for parameter in model.parameters())
     run = Run(
         Path(settings["output_dir"]),
         settings,
@@ -162,6 +167,22 @@ def pretrain(settings: dict, stop) -> None:
     print(f"the model is {run.best}", flush=True)
     if settings["demo"]:
         print(DEMO_IS_OVER)
+
+
+def refuse_too_large(parameters: int, device) -> None:
+    """Raises InputError if the weights, their gradients and the optimizer's moments take more than there is."""
+    import os
+
+    from config import InputError
+
+    needed = 16 * parameters
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > memory:
+            raise InputError(
+                f"a network of {parameters:,} parameters takes {needed >> 30:,} GiB to train, and this machine has "
+                f"{memory >> 30}; lower --n_embd, --n_layer, --vocab_size or --n_positions"
+            )
 
 
 if __name__ == "__main__":

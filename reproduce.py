@@ -50,8 +50,11 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
     settings = vars(parser.parse_args(arguments))
     if settings["search"] and (settings["report_only"] or settings["tasks"]):
         parser.error("--search goes without --report_only and --tasks")
-    if settings["storage"] and not settings["search"]:
+    if settings["storage"] is not None and not settings["search"]:
         parser.error("--storage goes with --search")
+    for flag in ("model_path", "runs_dir", "storage"):
+        if settings[flag] == "":
+            parser.error(f"--{flag} is empty; give it a value, or leave it out")
     return settings
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from training.flags import DEMO, Parser, add_common_flags, check_method, method_name, number, whole_number
 
+LEAST_TEMPERATURE = 1e-3  # logits are divided by it, and float32 ends somewhere
 DEMO_IS_OVER = """\
 These are toy data: they show that everything works, not how well. The real thing:
   ./setup.sh python data/download.py
@@ -31,15 +32,17 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
         help="draw from the fewest tokens that have this probability together",
     )  # fmt: skip
     task.add_argument(
-        "--max_new_tokens", type=whole_number(1), default=256, metavar="N", help="after a prompt, at most"
+        "--max_new_tokens", type=whole_number(1, 1 << 20), default=256, metavar="N", help="after a prompt, at most"
     )
     task.add_argument(
-        "--num_candidates", type=whole_number(1), default=1, metavar="N",
+        "--num_candidates", type=whole_number(1, 1 << 12), default=1, metavar="N",
         help="continue each prompt N times and keep what is most like the others",
     )  # fmt: skip
     add_common_flags(parser, epochs=20, batch_size=8, lr=1e-5, patience=2)
     settings = vars(parser.parse_args(arguments))
     check_method(parser, settings)
+    if 0 < settings["temperature"] < LEAST_TEMPERATURE:
+        parser.error(f"--temperature is 0, which always takes the likeliest token, or at least {LEAST_TEMPERATURE}")
     if settings["temperature"] == 0 and settings["num_candidates"] > 1:
         parser.error("--num_candidates goes with a --temperature above 0: without one they are all the same")
     return settings

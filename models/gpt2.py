@@ -49,10 +49,10 @@ class GPT2Model(nn.Module):
             config: what to build instead of the checkpoint's own `config.json`, for other dropout say.
 
         Raises:
-            InputError: out of reach, not a GPT-2, or tensors missing, unknown or of another shape.
+            InputError: out of reach, not a GPT-2, or tensors missing, unknown, of another shape or not finite.
         """
         directory = locate(model)
-        network = empty(cls, config or GPT2Config.from_file(directory / "config.json"))
+        network = without_values(cls, config or GPT2Config.from_file(directory / "config.json"))
         load_weights(network, directory)
         return network.eval()
 
@@ -136,8 +136,7 @@ class GPT2Model(nn.Module):
             )
 
 
-def empty(cls: type[nn.Module], *args) -> nn.Module:
-    """Builds a module without spending time on initial weights that a checkpoint replaces."""
+def without_values(cls: type[nn.Module], *args) -> nn.Module:
+    """Builds a module that takes no memory yet, for `load_weights` to fill."""
     with torch.device("meta"):
-        module = cls(*args)
-    return module.to_empty(device="cpu")
+        return cls(*args)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from config import GPT2Config
-from models.gpt2 import GPT2Model, empty
+from models.gpt2 import GPT2Model, without_values
 from models.pretrained import load_weights, locate
 from modules.cross_entropy import LinearCrossEntropy
 from modules.dropout import Dropout
@@ -46,7 +46,7 @@ class GPT2ForSequenceClassification(nn.Module):
         directory = locate(directory)
         config = GPT2Config.from_file(directory / "config.json")
         labels = [config.id2label[index] for index in sorted(config.id2label)] or ["LABEL_0", "LABEL_1"]
-        model = cls(empty(GPT2Model, config), labels)
+        model = cls(without_values(GPT2Model, config), labels)
         load_weights(model, directory)
         return model.eval()
 

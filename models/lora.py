@@ -15,7 +15,6 @@ hold the transpose of W but the same A and B. A classifier's head is trained who
 from __future__ import annotations
 
 import copy
-import json
 import re
 import shutil
 import warnings
@@ -28,11 +27,12 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from config import InputError
+from config import InputError, is_number, read_json, refuse_special
 from models.files import replacing
 from models.gpt2 import GPT2Model
 from models.heads import GPT2ForSequenceClassification, GPT2LMHeadModel
 from models.lora_linear import LoraLinear
+from models.pretrained import refuse_not_finite
 from models.tensors import check_tensors, write_tensors
 from modules.dropout import Dropout
 from modules.ragged import Rows
@@ -50,6 +50,9 @@ VARIANTS = {
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what PEFT puts before the names of the network
 _HEAD = f"{_PREFIX}score.weight"
+# PEFT takes the names of layers for regular expressions. These bounds keep their matching fast.
+MOST_REPEATS = 4
+_REPEATS, _NESTED = re.compile(r"[*+{]"), re.compile(r"\)[*+?{]")
 _PEFT_RAISES = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, re.error)  # of what does not fit
 
 
@@ -154,6 +157,7 @@ class Adapters:
         if head is None and config.task_type == "SEQ_CLS":
             raise InputError(f"{directory}: the adapter has no head, {_HEAD.removeprefix(_PREFIX)}")
         _refuse_other_shapes(self.holder.transformer, directory, tensors, head)
+        _refuse_large_ranks(self.holder.transformer, directory, config)
         inner = f"adapter_{len(self.inner)}"
         try:
             with warnings.catch_warnings():
@@ -237,20 +241,28 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
             "write it anew with PEFT's save_pretrained, which makes adapter_model.safetensors"
         )
     try:
-        values = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-            raise InputError(f"{directory / CONFIG}: not the configuration of a LoRA adapter")
+        values = read_json(directory / CONFIG)
+        refuse_special(directory / WEIGHTS)
+    except (InputError, OSError) as error:
+        raise InputError(f"{directory}: not a whole PEFT adapter: {error}") from error
+    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
+        raise InputError(f"{directory / CONFIG}: not the configuration of a LoRA adapter")
+    if values.get("megatron_config"):  # has PEFT import modules
+        raise InputError(f"{directory / CONFIG}: an adapter with megatron_config is not supported")
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of settings that a newer PEFT knows
             config = LoraConfig.from_peft_type(**values)
         with safe_open(directory / WEIGHTS, framework="pt") as file:
             check_tensors(directory / WEIGHTS, file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, ValueError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (*_PEFT_RAISES, OSError, ImportError, SafetensorError) as error:
         raise InputError(f"{directory}: not a whole PEFT adapter: {error}") from error
     _refuse_other_kinds(directory, config)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{directory}: {name} holds {tensor.dtype}, not floating-point numbers")
+        refuse_not_finite(directory, name, tensor.float())
     config.fan_in_fan_out, config.modules_to_save = False, None
     if values.get("task_type") == "FEATURE_EXTRACTION":  # of a network without a head, whose names lack the prefix
         tensors = {name.replace(_PREFIX, f"{_PREFIX}transformer.", 1): tensor for name, tensor in tensors.items()}
@@ -259,22 +271,37 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
 
 def _refuse_other_kinds(directory: Path, config: LoraConfig) -> None:
     start = config.init_lora_weights
+    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
+    if not isinstance(ranks, dict) or not isinstance(alphas, dict):
+        raise InputError(f"{directory}: rank_pattern and alpha_pattern must be tables of layers and numbers")
+    for r in (config.r, *ranks.values()):
+        if not isinstance(r, int) or not is_number(r, above=0):
+            raise InputError(f"{directory}: r={r!r} is not a rank")
+    for alpha in (config.lora_alpha, *alphas.values()):
+        if not is_number(alpha, above=0):
+            raise InputError(f"{directory}: lora_alpha={alpha!r} is not a number above 0")
+    named = (config.target_modules, config.exclude_modules, config.layers_pattern, list(ranks), list(alphas))
+    for pattern in (p for some in named for p in ([some] if isinstance(some, str) else some or ())):
+        if not isinstance(pattern, str) or len(_REPEATS.findall(pattern)) > MOST_REPEATS or _NESTED.search(pattern):
+            raise InputError(f"{directory}: {pattern!r} is too intricate for a pattern of layers' names")
     refused = {
         f"init_lora_weights={start!r}": start not in (True, False, "gaussian", "orthogonal", "eva", "pissa"),
         "target_parameters": bool(getattr(config, "target_parameters", None)),
         "alora_invocation_tokens": bool(getattr(config, "alora_invocation_tokens", None)),
         f"bias={config.bias!r}": config.bias != "none",
         "trainable_token_indices": bool(getattr(config, "trainable_token_indices", None)),
-        f"lora_alpha={config.lora_alpha!r}": not _is_positive(config.lora_alpha),
-        f"r={config.r!r}": not _is_positive(config.r),
     }
     for setting, present in refused.items():
         if present:
             raise InputError(f"{directory}: an adapter with {setting} is not supported")
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+def _refuse_large_ranks(transformer: GPT2Model, directory: Path, config: LoraConfig) -> None:
+    """Before PEFT makes room for them."""
+    most = 2 * transformer.config.mlp_width
+    for r in (config.r, *config.rank_pattern.values()):
+        if r > most:
+            raise InputError(f"{directory}: an adapter of rank {r} is larger than what it adapts")
 
 
 def _refuse_other_shapes(transformer: GPT2Model, directory: Path, tensors: dict[str, Tensor], head: Tensor | None):

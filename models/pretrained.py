@@ -29,7 +29,7 @@ from huggingface_hub.utils import logging
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from config import GPT2Config, InputError
+from config import GPT2Config, InputError, read_json, refuse_special
 from models.files import git_blob_hash, replacing, sha256, write_text
 from models.tensors import check_tensors, write_tensors
 
@@ -37,6 +37,11 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 EMBEDDED = Path(__file__).parent / "mini"
 
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json",
+)  # fmt: skip
+PROBE = "Yes, no: a naïve 1\n"
 _TRANSPOSED = re.compile(r"(c_attn|c_proj|c_fc)\.weight$")
 _NOT_PARAMETERS = re.compile(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$")  # causal masks that old files carry along
 _HEADS = ("lm_head.weight", "score.weight")  # of other architectures than the one being loaded: not ours to refuse
@@ -119,11 +124,11 @@ def _out_of_reach(repository: str, reason: str) -> InputError:
 
 def _shards(index: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index}: not an index of safetensors files") from error
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(f"{index}: {name!r} is not the name of a safetensors file beside it")
     return names
 
@@ -143,6 +148,7 @@ def _tensors(directory: Path, files: ExitStack) -> Iterator[tuple[str, object]]:
         raise InputError(f"{directory}: holds neither {WEIGHTS} nor {INDEX}")
     for name in names:
         try:
+            refuse_special(directory / name)
             file = files.enter_context(safe_open(directory / name, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise InputError(f"{directory / name}: not a whole safetensors file: {error}") from error
@@ -156,12 +162,14 @@ def load_weights(module: nn.Module, directory: Path) -> None:
     """Copies a checkpoint into a module of the same architecture, whatever its floating-point type.
 
     Names match with or without the `transformer.` prefix, so that a bare `GPT2Model` reads a language model's or a
-    classifier's file (and leaves out its head) and the other way round.
+    classifier's file (and leaves out its head) and the other way round. A module on the meta device gets its memory
+    once the shapes are known to fit.
 
     Raises:
-        InputError: tensors that are missing, unknown or of another shape, all named; or an untied `lm_head`.
+        InputError: tensors that are missing, unknown or of another shape, named; one that holds anything but finite
+            numbers; or an untied `lm_head`.
     """
-    wanted = {name.removeprefix("transformer."): parameter for name, parameter in module.named_parameters()}
+    wanted = _parameters(module)
     complaints, found = [], {}
     with ExitStack() as files:
         for full_name, part in _tensors(directory, files):
@@ -179,13 +187,34 @@ def load_weights(module: nn.Module, directory: Path) -> None:
                 complaints.append(f"{name} has shape {shape}, not {ours[::-1] if _TRANSPOSED.search(name) else ours}")
         if complaints:
             raise InputError(f"{directory}: the weights do not fit config.json: {'; '.join(complaints)}")
-        for name in wanted.keys() & found.keys():
-            tensor = found[name][:]
-            if not tensor.is_floating_point():
-                raise InputError(f"{directory}: {name} holds {tensor.dtype}, not floating-point numbers")
+        if any(parameter.is_meta for parameter in wanted.values()):
+            wanted = _parameters(module.to_empty(device="cpu"))
+        for name in sorted(wanted):
+            tensor = _read(directory, name, found[name])
             wanted[name].copy_(tensor.t() if _TRANSPOSED.search(name) else tensor)
-        if "lm_head.weight" in found and not torch.equal(found["lm_head.weight"][:].float(), wanted["wte.weight"]):
-            raise InputError(f"{directory}: lm_head.weight differs from wte.weight; only tied logits are supported")
+            refuse_not_finite(directory, name, wanted[name])
+        if "lm_head.weight" in found:
+            logits = _read(directory, "lm_head.weight", found["lm_head.weight"]).float()
+            if not torch.equal(logits, wanted["wte.weight"]):
+                raise InputError(f"{directory}: lm_head.weight differs from wte.weight; only tied logits are supported")
+
+
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    return {name.removeprefix("transformer."): parameter for name, parameter in module.named_parameters()}
+
+
+def _read(directory: Path, name: str, part: object) -> Tensor:
+    """A slice's tensor of floating-point numbers, of any shape."""
+    kind = part.get_dtype()
+    if kind not in ("F64", "F32", "F16", "BF16"):
+        raise InputError(f"{directory}: {name} holds {kind}, not floating-point numbers")
+    return part[:] if part.get_shape() else torch.empty(())
+
+
+def refuse_not_finite(path: Path, name: str, tensor: Tensor) -> None:
+    """Raises InputError if a tensor of weights holds NaN or infinity."""
+    if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        raise InputError(f"{path}: {name} holds NaN or infinity; training may have diverged, or the file is damaged")
 
 
 def checkpoint_tensors(module: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -216,12 +245,16 @@ def load_tokenizer(directory: Path, config: GPT2Config):
 
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise InputError(f"{directory}: has no tokenizer; put tokenizer.json, or vocab.json and merges.txt, into it")
+    for name in TOKENIZER:
+        if os.path.lexists(directory / name):
+            _refuse_unreadable(directory / name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises whatever a damaged file leads to, down to bare Exception
         raise InputError(f"{directory}: its tokenizer cannot be read: {error}") from error
     if not 0 < len(tokenizer) <= config.vocab_size:
         raise InputError(f"{directory}: {len(tokenizer)} tokens in the tokenizer, {config.vocab_size} in the model")
+    _refuse_other_ids(directory, tokenizer, config.vocab_size)
     if tokenizer.eos_token is None and config.eos_token_id in range(len(tokenizer)):
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     if tokenizer.pad_token is None:
@@ -231,6 +264,33 @@ def load_tokenizer(directory: Path, config: GPT2Config):
     tokenizer.padding_side = "right"
     tokenizer.model_max_length = config.n_positions
     return tokenizer
+
+
+def _refuse_unreadable(file: Path) -> None:
+    """What the library would pass over, or end the process at."""
+    try:
+        refuse_special(file)
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: its tokenizer cannot be read: {error}") from error
+    if '"Precompiled"' in text:
+        raise InputError(f"{file}: a normalizer of the type Precompiled is not supported")
+
+
+def _refuse_other_ids(directory: Path, tokenizer, vocab_size: int) -> None:
+    """Of its vocabulary, and of what it adds to every text."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise InputError(f"{directory}: {type(tokenizer).__name__} is not a tokenizer that tokenizer.json describes")
+    try:
+        ids = tokenizer(PROBE)["input_ids"]
+        again = tokenizer.decode(ids)
+    except Exception as error:  # as above
+        raise InputError(f"{directory}: its tokenizer cannot read plain text: {error}") from error
+    outside = [i for i in (*tokenizer.get_vocab().values(), *ids) if not 0 <= i < vocab_size]
+    if outside:
+        raise InputError(f"{directory}: its tokenizer has the id {outside[0]}; the model's end at {vocab_size - 1}")
+    if "yes" not in again.lower():
+        raise InputError(f"{directory}: its tokenizer loses plain text: {PROBE!r} becomes {again!r}")
 
 
 def save_tokenizer(tokenizer, directory: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from statistics import mean
 
 import numpy as np
 
+from config import InputError, is_number, read_json, refuse_special
 from reproduction.grid import PLACES, Experiment
 from tasks.classification import Split
 from tasks.paraphrase import Paraphrase
@@ -40,22 +40,37 @@ class Outcome:
     def damage(self) -> str:
         """What is missing of its files; nothing, if all is there."""
         try:
-            self.config["settings"], self.score, self.minutes
-            if self.experiment.task != "sonnet":
-                self.predictions  # noqa: B018
-        except (OSError, ValueError, KeyError, StopIteration, IndexError) as error:
-            return f"its files are incomplete ({type(error).__name__}: {error})"
+            self._check()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, StopIteration) as error:
+            return " ".join(f"its files are incomplete ({type(error).__name__}: {error})".split())
         return ""
+
+    def _check(self) -> None:
+        """Raises whatever what a table or a figure needs leads to if it is not there, or no number."""
+        config, sonnets = self.config, self.experiment.task == "sonnet"
+        config["settings"].get("model_path"), config["hardware"]["device"], config["precision"]
+        columns = ["epoch", "train_loss", "train_seconds", "eval_seconds"]
+        columns += ["val_loss"] if sonnets else ["train_acc", "dev_acc"]
+        numbers = [line[column] for line in self.epochs for column in columns]
+        numbers += [config["settings"]["epochs"], config["parameters"]["trained"], config["hardware"]["threads"]]
+        if sonnets:
+            numbers += [score for row in self.sonnet_scores.values() for score in row.values()]
+            numbers += [self.form["chrf_within"]]
+        else:
+            self.predictions  # noqa: B018
+        for number in [self.score, *numbers]:
+            if not is_number(number, least=0):
+                raise ValueError(f"{number!r} is not a measured number")
 
     @cached_property
     def config(self) -> dict:
-        return json.loads((self.run / "config.json").read_text(encoding="utf-8"))
+        return read_json(self.run / "config.json")
 
     @cached_property
     def epochs(self) -> list[dict]:
         """The lines of its metrics, but for what was measured before training."""
-        lines = (self.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [line for line in map(json.loads, lines) if line["epoch"]]
+        lines = map(json.loads, _text(self.run / "metrics.jsonl").splitlines())
+        return [line for line in lines if line["epoch"]]
 
     @property
     def best(self) -> dict:
@@ -67,7 +82,7 @@ class Outcome:
     @cached_property
     def sonnet_scores(self) -> dict[str, dict]:
         """Of dev, by method: the baselines first, the run's own last."""
-        return json.loads((self.run / "scores.json").read_text(encoding="utf-8"))["dev"]
+        return read_json(self.run / "scores.json")["dev"]
 
     @property
     def form(self) -> dict:
@@ -90,11 +105,11 @@ class Outcome:
         return sum(line["train_seconds"] for line in self.epochs) / 60
 
     @cached_property
-    def predictions(self) -> dict[str, int]:
-        """The class of each dev row, by its id, from the prediction file."""
+    def predictions(self) -> list[tuple[str, int]]:
+        """The id and the class of each dev row, in the file's order, from the prediction file."""
         (path,) = self.folder.glob("predictions/*-dev-out*.csv")
-        with path.open(encoding="utf-8", newline="") as file:
-            return {row[0].strip(): int(row[1]) for row in list(csv.reader(file))[1:]}
+        parts = (line.rpartition(",") for line in _text(path).splitlines()[1:])
+        return [(id_.strip(), int(label)) for id_, _, label in parts]
 
 
 class Results:
@@ -149,10 +164,15 @@ class Results:
         return self._splits[dataset]
 
     def right(self, outcome: Outcome) -> np.ndarray:
-        """(n,) whether each dev row was classified rightly."""
+        """(n,) whether each dev row was classified rightly.
+
+        Raises:
+            InputError: its prediction file is one of other rows.
+        """
         dev = self._rows(outcome.experiment.dataset)["dev"]
-        said = outcome.predictions
-        return np.array([said[id_] == label for id_, label in zip(dev.ids, dev.labels, strict=True)])
+        if [id_ for id_, _ in outcome.predictions] != dev.ids:
+            raise InputError(f"{outcome.folder}: its predictions are not of the rows of dev; delete it to run it again")
+        return np.array([said == label for (_, said), label in zip(outcome.predictions, dev.labels, strict=True)])
 
     def baselines(self, dataset: str) -> dict[str, np.ndarray]:
         """(n,) whether each dev row was classified rightly by what needs no GPT-2, fitted on the rows that the runs
@@ -164,6 +184,11 @@ class Results:
                 name: np.asarray(one.predict(dev.texts)) == np.asarray(dev.labels) for name, one in fitted.items()
             }
         return self._baselines[dataset]
+
+
+def _text(path: Path) -> str:
+    refuse_special(path)
+    return path.read_text(encoding="utf-8")
 
 
 def task_of(dataset: str, data_dir: str) -> Sentiment | Paraphrase:

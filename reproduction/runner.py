@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import shutil
 import sys
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config import InputError
+from config import InputError, read_json
 from models.files import sha256, write_text
 from reproduction.grid import Experiment
 from reproduction.results import Outcome
@@ -64,7 +65,9 @@ class Study:
         """Wherever below the folder of the runs it lies, such as in another machine's that was copied there."""
         folder = self.runs / f"{experiment.name}-seed{seed}"
         failed = folder / FAILED
-        problem = failed.read_text(encoding="utf-8").strip() if failed.is_file() else "not run"
+        problem = "not run"
+        if failed.is_file():
+            problem = " ".join(failed.read_text(encoding="utf-8", errors="replace").split())
         for done in sorted(self.runs.rglob(f"{folder.name}/{DONE}")):
             outcome = Outcome(experiment, seed, done.parent)
             problem = self._difference(experiment, seed, done.parent) or outcome.damage()
@@ -123,7 +126,11 @@ class Study:
 
         Raises:
             Interrupted: the user asked to stop; called again, it goes on with the same run.
+            InputError: a folder that is in the way of a run, and not one's.
         """
+        for outcome in pending:
+            if not _is_ours(outcome.folder):
+                raise InputError(f"{outcome.folder}: is not a run's, or its {BEGUN} is damaged; move it out of the way")
         total = sum(expected[one.experiment] for one in pending)
         form = "{percentage:3.0f}% |{bar}| {elapsed} < {remaining}  {desc}"
         pending = sorted(pending, key=lambda one: _begun(one.folder)["attempts"])  # what ends the process comes last
@@ -152,8 +159,8 @@ class Study:
         if code == 2:  # what is there may be damaged
             code = call(experiment, arguments, folder)
         if code:
-            last = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
-            write_text(folder / FAILED, f"failed: {last}\n")
+            log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip()
+            write_text(folder / FAILED, f"failed: {log.splitlines()[-1] if log else f'exit code {code}'}\n")
         else:
             write_text(folder / DONE, "")
 
@@ -161,9 +168,19 @@ class Study:
 def _begun(folder: Path) -> dict:
     """What the run in a folder was begun with, and how often."""
     try:
-        return {"attempts": 0} | json.loads((folder / BEGUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        begun = {"attempts": 0} | read_json(folder / BEGUN)
+    except (InputError, TypeError):
         return {"attempts": 0}
+    attempts = begun.pop("attempts")
+    whole = isinstance(attempts, int) and all(isinstance(kind, dict) for kind in begun.values())
+    return begun | {"attempts": attempts} if whole else {"attempts": 0}
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a run may have made it: it is one's, or there is nothing in it but the beginning of a file."""
+    if not os.path.lexists(folder) or len(_begun(folder)) > 1:
+        return True
+    return folder.is_dir() and not any(not path.name.startswith(f".{BEGUN}.") for path in folder.iterdir())
 
 
 def script_of(task: str):
@@ -207,7 +224,7 @@ def _moving(bar: tqdm, before: float, folder: Path, seconds: float) -> Iterator[
 
     def watch() -> None:
         while not over.wait(POLL):
-            with contextlib.suppress(OSError):  # it may be starting afresh
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it may be starting afresh
                 for metrics in folder.glob("*/metrics.jsonl"):
                     settings = json.loads((metrics.parent / "config.json").read_text(encoding="utf-8"))["settings"]
                     lines = metrics.read_text(encoding="utf-8").splitlines()

@@ -99,7 +99,7 @@ class Search:
         self.study = _open(storage, dataset)
         before = self.study.user_attrs.get("made_with", made_with)
         for name in made_with:
-            if before[name] != made_with[name]:
+            if not isinstance(before, dict) or before.get(name) != made_with[name]:
                 raise InputError(f"--storage {storage}: its study of {dataset} has other {name}; give another storage")
         self.study.set_user_attr("made_with", made_with)
         if "folder" not in self.study.user_attrs:  # of its own, for the runs of another study may lie beside

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from config import InputError
 from models.heads import GPT2ForSequenceClassification
-from tasks.table import BadRow, parse_label, read_table, refuse_if_too_many, sample
+from tasks.table import BadRow, Row, parse_label, read_table, refuse_if_too_many, sample
 from training.methods import Forward
 from training.network import Loaded
 from training.objectives import Classification
@@ -71,7 +72,7 @@ def read_split(
     labels = _labels(data_dir / f"{name}-test-labels.csv", label) if testing else {}
     used = Split(path, [], [], [], [])
     for row in rows:
-        id_, value, problem = row.fields["id"].strip(), None, row.problem
+        id_, value, problem = _id(row), None, row.problem
         texts = tuple(row.fields[column].strip() for column in columns)
         try:
             value = parse_label(row.fields.get(label) or labels.get(id_, ""), classes)
@@ -92,10 +93,26 @@ def read_split(
 
 
 def _labels(path: Path, label: str) -> dict[str, str]:
-    """Labels by id; none, if there is no such file."""
-    if not path.is_file():
-        return {}
-    return {row.fields["id"].strip(): row.fields[label] for row in read_table(path, ("id", label))}
+    """Labels by id; none, if there is no such file.
+
+    Raises:
+        InputError: the file cannot be read, or it gives an id two labels.
+    """
+    labels: dict[str, str] = {}
+    if not os.path.lexists(path):
+        return labels
+    for row in read_table(path, ("id", label)):
+        text = row.fields[label].strip()
+        if labels.setdefault(_id(row), text) != text:
+            raise InputError(
+                f"{path}: line {row.line}: {_id(row)} has the label {labels[_id(row)]!r} above, and {text!r}"
+            )
+    return labels
+
+
+def _id(row: Row) -> str:
+    """Without line breaks, which would part a line of the prediction file."""
+    return " ".join(row.fields["id"].split())
 
 
 class ClassificationTask:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from config import InputError
+from config import InputError, refuse_special
 from models.tokenizer import END_OF_TEXT
 
 SHARED_WORDS = 8
@@ -20,13 +20,25 @@ def find_texts(paths: list[str]) -> list[Path]:
     """Files as they are named; of a folder, its `.txt` and `.txt.gz` files by name.
 
     Raises:
-        InputError: a path that is not there, or a folder without such files.
+        InputError: a path that is not there, or is neither, or a folder without such files.
     """
     found = []
-    for path in map(Path, paths):
-        files = sorted([*path.glob("*.txt"), *path.glob("*.txt.gz")]) if path.is_dir() else [path]
-        if not files or not all(file.is_file() for file in files):
-            raise InputError(f"{path}: {'no .txt or .txt.gz file in it' if path.is_dir() else 'no such file'}")
+    for path in paths:
+        folder = Path(path)
+        files = [folder]
+        try:
+            if not path:
+                raise FileNotFoundError
+            if folder.is_dir():
+                files = sorted([*folder.glob("*.txt"), *folder.glob("*.txt.gz")])
+            for file in files:
+                refuse_special(file)
+        except FileNotFoundError as error:
+            raise InputError(f"{path or 'an empty name'}: no such file") from error
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from error
+        if not files:
+            raise InputError(f"{path}: no .txt or .txt.gz file in it")
         found += files
     return found
 
@@ -49,9 +61,12 @@ def read_documents(paths: list[Path]) -> list[str]:
 def _read(path: Path) -> str:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return file.read().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+            text = file.read().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    if "\0" in text:
+        raise InputError(f"{path}: holds a NUL character: no text, damaged, or UTF-16; save it as UTF-8 text")
+    return text
 
 
 def leave_out(documents: list[str], paths: list[Path]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from training.run import locked
 
 def make_folder(settings: dict, flag: str) -> None:
     """Finds out now, not after training, that there is nowhere to write."""
+    if settings[flag] == "":
+        raise InputError(f"--{flag} is empty; name a folder, or leave it out")
     try:
         Path(settings[flag]).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--{flag} {settings[flag]}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"--{flag} {settings[flag]}: {getattr(error, 'strerror', error)}") from error
 
 
 def read_splits(task, settings: dict) -> dict[str, Split]:
@@ -70,7 +73,7 @@ def model_name(settings: dict) -> str:
     """What a run's folder and the tables call the model; the model of a run, `RUN/best`, goes by the run's name."""
     if not settings["model_path"]:
         return settings["model_size"]
-    path = Path(settings["model_path"]).resolve()
+    path = Path(os.path.realpath(settings["model_path"]))
     return path.parent.name if path.name == "best" else path.name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,7 +45,7 @@ def read_prompts(data_dir: Path, name: str, limit: int | None) -> Prompts:
     """
     file = {"dev": "sonnets_held_out_dev.txt", "test": "sonnets_held_out.txt"}[name]
     given, truth = read_sonnets(data_dir / file, keep_empty=True), data_dir / f"TRUE_{file}"
-    if not truth.is_file():
+    if not os.path.lexists(truth):
         return Prompts(given.first(limit), None)
     whole = read_sonnets(truth, keep_empty=True)
     if whole.numbers != given.numbers:

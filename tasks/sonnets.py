@@ -14,7 +14,7 @@ from config import InputError
 from models.files import write_text
 from models.generation import Sampling, generate
 from models.heads import GPT2LMHeadModel
-from tasks.table import BadRow, reading, refuse_if_too_many, sample
+from tasks.table import BadRow, reading, refuse_if_too_many, sample, without_nul
 from tasks.verse import LINES
 from training.batching import Pieces
 from training.interrupt import StopRequest
@@ -86,10 +86,10 @@ def read_sonnets(path: Path, keep_empty: bool = False, skip_bad_rows: bool = Fal
         skip_bad_rows: else go on when there are more than 1 % of them.
 
     Raises:
-        InputError: not there, not UTF-8, no numbers, or too many without lines.
+        InputError: no such file, not UTF-8 text, no numbers, or too many without lines.
     """
     with reading(path):
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = list(without_nul(path, path.read_text(encoding="utf-8-sig").split("\n")))
     starts = [i for i, line in enumerate(lines) if line.strip().isdecimal()]
     if not starts:
         raise InputError(f"{path}: no line holds a number alone, which is what parts one sonnet from the next")
@@ -195,8 +195,9 @@ def complete(
 
 
 def lines_with_words(text: str) -> list[str]:
-    """The lines of a poem: none that is blank, or a number alone, which would part it in two."""
-    lines = (line.rstrip() for line in re.split(r"\r\n?|\n", text))
+    """The lines of a poem: none that is blank, or a number alone, which would part it in two; nor NUL characters, which
+    a model of bytes may write and no file of text has."""
+    lines = (line.rstrip() for line in re.split(r"\r\n?|\n", text.replace("\0", "")))
     return [line for line in lines if line and not line.strip().isdecimal()]
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from config import InputError
+from config import InputError, refuse_special
 from models.files import write_text
 
 MOST_BAD_ROWS = 0.01  # as a share of a file's rows
+MOST_COLUMNS = 1000
 
 
 @dataclass
@@ -40,6 +41,7 @@ class BadRow:
 def reading(path: Path) -> Iterator[None]:
     """Within it, what goes wrong with one of the course's files is an InputError that says what to do."""
     try:
+        refuse_special(path)
         yield
     except FileNotFoundError as error:
         raise InputError(
@@ -48,7 +50,17 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error}") from error
+        raise InputError(f"{path}: not UTF-8: {error}; save it as UTF-8 text") from error
+
+
+def without_nul(path: Path, lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a file; raises InputError at one with a NUL character, which no text has."""
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise InputError(
+                f"{path}: line {number} holds a NUL character: no text, damaged, or UTF-16; save it as UTF-8 text"
+            )
+        yield line
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
@@ -59,11 +71,11 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
         columns: names that its header must hold.
 
     Raises:
-        InputError: not there, not UTF-8, quotes that do not close, no rows, or a column missing.
+        InputError: no such file, not UTF-8 text, quotes that do not close, no rows, or a column missing or there twice.
     """
     rows = []
     with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t", strict=True)
+        reader = csv.reader(without_nul(path, file), delimiter="\t", strict=True)
         try:
             header = next(reader, None)
             if header is None:
@@ -73,6 +85,11 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
                 raise InputError(
                     f"{path}: no column {', '.join(missing)} in its header, only {', '.join(filter(None, header))}"
                 )
+            if len(header) > MOST_COLUMNS:
+                raise InputError(f"{path}: {len(header)} columns in its header, more than {MOST_COLUMNS}")
+            for name in columns:
+                if header.count(name) > 1:
+                    raise InputError(f"{path}: column {name} is twice in its header")
             line = reader.line_num + 1
             for fields in reader:
                 if fields:  # a blank line is no row
@@ -82,7 +99,10 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
                     rows.append(Row(line, dict.fromkeys(header, "") | dict(zip(header, fields, strict=False)), problem))
                 line = reader.line_num + 1
         except csv.Error as error:
-            raise InputError(f"{path}: line {reader.line_num}: {error}") from error
+            raise InputError(
+                f"{path}: line {reader.line_num}: {error}; most likely a quotation mark is not closed, or not doubled, "
+                "there or above"
+            ) from error
     if not rows:
         raise InputError(f"{path}: a header and no rows")
     return rows
@@ -91,7 +111,9 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
 def sample(rows: int, count: int | None) -> list[int]:
     """Numbers of `count` of a file's rows, in order; all, if None. They are drawn, for a file may be sorted (SST's
     training file begins with the good reviews), but always the same ones."""
-    drawn = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:count]
+    drawn = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[
+        : rows if count is None else min(count, rows)
+    ]
     return drawn.sort().values.tolist()
 
 

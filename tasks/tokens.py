@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from config import refuse_special
 from models.tensors import check_tensors, write_tensors
 
 FORMAT = 3
@@ -45,7 +46,7 @@ def tokenized(
     file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     try:
         return _load(file, key)
-    except (OSError, SafetensorError, ValueError):
+    except (OSError, SafetensorError, ValueError, TypeError):
         pass  # there is none, or none to be trusted
     flat, lengths = array("i"), []
     for row in make():
@@ -67,6 +68,7 @@ def rows_of_ids(tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
 
 def _load(file: Path, key: str) -> tuple[Tensor, list[int]]:
     """Raises ValueError if the file holds anything but what was once written to it under this key."""
+    refuse_special(file)
     with safe_open(file, framework="pt") as opened:
         if check_tensors(file, opened, ours=True).get("key") != key:
             raise ValueError(f"{file}: not what it was written as")

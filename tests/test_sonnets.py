@@ -461,7 +461,7 @@ def test_prompts_that_are_empty_or_fill_the_context(few_sonnets, save_stock, tmp
         ("--temperature", "-1", "at least 0"),
         ("--train_size", "1", "below 1"),
         ("--patience", "0", "at least 1"),
-        ("--num_candidates", "0", "at least 1"),
+        ("--num_candidates", "0", "between 1 and"),
         ("--top_k", "x", "whole number"),
     ],
 )

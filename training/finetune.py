@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from config import InputError
 from models.files import sha256
 from models.pretrained import save_tokenizer
 from training.hardware import Precision, describe, make_deterministic, pick_device
@@ -20,6 +21,8 @@ from training.network import Loaded, load_network
 from training.objectives import Examples, Objective, predict
 from training.run import Run, refuse_full_disk
 from training.trainer import Trainer
+
+REPLACED = ("best", "last", "merged")  # of an earlier run in the same folder
 
 
 class Split(Protocol):
@@ -100,6 +103,9 @@ def fine_tune(
     """
     precision = Precision(settings["precision"], pick_device(settings["device"]))
     loaded = load_network(settings)
+    for start in filter(None, (loaded.source, loaded.adapter)):
+        if {folder.resolve() / part for part in REPLACED} & {start.resolve(), *start.resolve().parents}:
+            raise InputError(f"--output_dir {folder}: {start}, which it starts from, would be replaced; name another")
     make_deterministic(settings["seed"], precision.device)
     model = task.build(loaded, settings)
     method = choose(settings, loaded, store_features)(model, settings)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from config import GPT2Config, InputError
+from config import GPT2Config, InputError, read_json
 from models.files import sha256
 from models.gpt2 import GPT2Model
 from models.pretrained import EMBEDDED, PUBLISHED, load_tokenizer, locate
@@ -52,13 +51,18 @@ def find_source(settings: dict) -> Source:
         InputError: out of reach, or no model.
     """
     wanted, adapter = settings["model_size"], None
-    if settings["model_path"]:
-        path = Path(settings["model_path"])
-        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-            adapter, wanted = path, _base(path)
-        else:
-            wanted = path
-    source = locate(wanted)
+    if settings["model_path"] == "":
+        raise InputError("--model_path is empty; name a directory, or leave it out")
+    try:
+        if settings["model_path"]:
+            path = Path(settings["model_path"])
+            if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+                adapter, wanted = path, _base(path)
+            else:
+                wanted = path
+        source = locate(wanted)
+    except OSError as error:  # no right to look into it, or a name too long
+        raise InputError(f"{settings['model_path'] or wanted}: {error.strerror or error}") from error
     local = isinstance(wanted, Path) or source == EMBEDDED or (wanted not in PUBLISHED and Path(wanted).is_dir())
     return Source(source, adapter, str(source.resolve()) if local else wanted)
 
@@ -90,9 +94,9 @@ def load_network(settings: dict) -> Loaded:
 def _base(adapter: Path) -> str:
     path = adapter / "adapter_config.json"
     try:
-        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: names no base model: {error}") from error
+        base = read_json(path)["base_model_name_or_path"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: names no base model") from error
     if not isinstance(base, str) or not base:
         raise InputError(f"{path}: base_model_name_or_path is {base!r}, not the name of a model")
     return base
