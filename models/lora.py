@@ -50,8 +50,7 @@ VARIANTS = {
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what PEFT puts before the names of the network
 _HEAD = f"{_PREFIX}score.weight"
-# PEFT takes the names of layers for regular expressions. These bounds keep their matching fast.
-MOST_REPEATS = 4
+MOST_REPEATS = 4  # in a pattern of layers' names, none of them of a group: matching takes no longer than that allows
 _REPEATS, _NESTED = re.compile(r"[*+{]"), re.compile(r"\)[*+?{]")
 _PEFT_RAISES = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, re.error)  # of what does not fit
 
@@ -173,7 +172,7 @@ class Adapters:
                 raise ValueError(f"its tensors do not fit its configuration: {named}")
         except _PEFT_RAISES as error:
             self._remove(inner)
-            reason = str(error).strip().splitlines()[0]
+            reason = " ".join(str(error).strip().splitlines()[:2])  # the first may be a heading
             raise InputError(f"{directory}: not an adapter for this network: {reason}") from error
         self.inner[name], self.heads[name] = inner, head
         self.holder.eval()
@@ -271,19 +270,8 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
 
 def _refuse_other_kinds(directory: Path, config: LoraConfig) -> None:
     start = config.init_lora_weights
-    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
-    if not isinstance(ranks, dict) or not isinstance(alphas, dict):
-        raise InputError(f"{directory}: rank_pattern and alpha_pattern must be tables of layers and numbers")
-    for r in (config.r, *ranks.values()):
-        if not isinstance(r, int) or not is_number(r, above=0):
-            raise InputError(f"{directory}: r={r!r} is not a rank")
-    for alpha in (config.lora_alpha, *alphas.values()):
-        if not is_number(alpha, above=0):
-            raise InputError(f"{directory}: lora_alpha={alpha!r} is not a number above 0")
-    named = (config.target_modules, config.exclude_modules, config.layers_pattern, list(ranks), list(alphas))
-    for pattern in (p for some in named for p in ([some] if isinstance(some, str) else some or ())):
-        if not isinstance(pattern, str) or len(_REPEATS.findall(pattern)) > MOST_REPEATS or _NESTED.search(pattern):
-            raise InputError(f"{directory}: {pattern!r} is too intricate for a pattern of layers' names")
+    _refuse_numbers(directory, config)
+    _refuse_patterns(directory, config)
     refused = {
         f"init_lora_weights={start!r}": start not in (True, False, "gaussian", "orthogonal", "eva", "pissa"),
         "target_parameters": bool(getattr(config, "target_parameters", None)),
@@ -294,6 +282,29 @@ def _refuse_other_kinds(directory: Path, config: LoraConfig) -> None:
     for setting, present in refused.items():
         if present:
             raise InputError(f"{directory}: an adapter with {setting} is not supported")
+
+
+def _refuse_numbers(directory: Path, config: LoraConfig) -> None:
+    config.rank_pattern, config.alpha_pattern = config.rank_pattern or {}, config.alpha_pattern or {}
+    if not isinstance(config.rank_pattern, dict) or not isinstance(config.alpha_pattern, dict):
+        raise InputError(f"{directory}: rank_pattern and alpha_pattern must be tables of layers and numbers")
+    for r in (config.r, *config.rank_pattern.values()):
+        if not isinstance(r, int) or not is_number(r, above=0):
+            raise InputError(f"{directory}: r={r!r} is not a rank")
+    for alpha in (config.lora_alpha, *config.alpha_pattern.values()):
+        if not is_number(alpha, above=0):
+            raise InputError(f"{directory}: lora_alpha={alpha!r} is not a number above 0")
+
+
+def _refuse_patterns(directory: Path, config: LoraConfig) -> None:
+    """PEFT takes the names of layers for regular expressions, of which some never end."""
+    for setting in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
+        value = getattr(config, setting) or ()
+        for pattern in (value,) if isinstance(value, str | int | float) else value:
+            if not isinstance(pattern, str) or len(_REPEATS.findall(pattern)) > MOST_REPEATS or _NESTED.search(pattern):
+                raise InputError(
+                    f"{directory}: {setting} {pattern!r} is not a name of layers, or too intricate a pattern"
+                )
 
 
 def _refuse_large_ranks(transformer: GPT2Model, directory: Path, config: LoraConfig) -> None:

@@ -55,7 +55,7 @@ def read_split(
 
     Rows that cannot be used (no label, one that is not a whole number or not a class, no text) are left out of `train`
     and `dev`. Of `test` nothing is left out, and it need have no labels; those of a file of ids and labels beside it,
-    `NAME-test-labels.csv`, are taken for its own.
+    `NAME-test-labels.csv`, are taken for its own. Ids need not differ: everything is in the order of the file.
 
     Args:
         columns: of the texts.
