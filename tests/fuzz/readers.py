@@ -7,6 +7,7 @@ Not part of the test suite; `pip install atheris` first.
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,15 +45,21 @@ def config(folder: Path, data: bytes) -> None:
     GPT2Config.from_file(folder / "config.json")
 
 
+def as_safetensors(data: bytes) -> bytes:
+    """A line of JSON and what follows it get the length in front that makes a header of the line; all else stays."""
+    line, _, rest = data.partition(b"\n")
+    return struct.pack("<Q", len(line)) + line + rest if line.startswith(b"{") else data
+
+
 def weights(folder: Path, data: bytes) -> None:
-    (folder / "model.safetensors").write_bytes(data)
+    (folder / "model.safetensors").write_bytes(as_safetensors(data))
     model = GPT2Model(TINY)
     load_weights(model, folder)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def state(folder: Path, data: bytes) -> None:
-    (folder / "state.safetensors").write_bytes(data)
+    (folder / "state.safetensors").write_bytes(as_safetensors(data))
     parameters = {"a": torch.nn.Parameter(torch.zeros(2))}
     load_state(folder, parameters, AdamW(parameters.values()))
 
@@ -72,7 +79,9 @@ def seeds(name: str, folder: Path) -> list[bytes]:
     optimizer.step()
     save_state(folder, parameters, optimizer, {"epoch": 1})
     file = {"config": "config.json", "weights": "model.safetensors", "state": "state.safetensors"}[name]
-    return [(folder / file).read_bytes()]
+    data = (folder / file).read_bytes()
+    size = 8 + int.from_bytes(data[:8], "little")
+    return [data] if name == "config" else [data, data[8:size].rstrip() + b"\n" + data[size:]]
 
 
 TARGETS = {target.__name__: target for target in (table, sonnets, config, weights, state)}
