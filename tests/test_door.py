@@ -239,7 +239,8 @@ def fresh(folder: Path) -> Path:
 
 def load(folder: object):
     with mock.patch.dict(os.environ, HF_HUB_OFFLINE="1"), mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):
-        return load_network({"model_size": "mini", "model_path": str(folder), "dropout": None})
+        settings = {"model_size": "mini", "model_path": str(folder), "dropout": None, "checkpoint_activations": False}
+        return load_network(settings)
 
 
 def with_json(folder: Path, name: str, **values: object) -> Path:
