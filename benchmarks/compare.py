@@ -8,7 +8,7 @@ the median over pairs with the lowest and the highest. The share of the ceiling 
 
 from __future__ import annotations
 
-from timing import describe_machine  # isort: skip
+from timing import describe_machine, in_turn  # isort: skip
 
 import argparse
 import json
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from fnmatch import fnmatch
 from functools import partial
 from io import StringIO
@@ -31,13 +31,13 @@ import torch
 import transformers
 from generation import writers
 from seeds import print_header, print_row
-from sides import METHODS, Ours, Stock, task_of
+from sides import METHODS, Ours, Stock, optimizers
 
 import classifier
 from models.files import write_text
 from models.generation import Sampling
 from models.gpt2 import GPT2Model
-from optimizer import AdamW
+from reproduction.results import task_of
 from tasks.report import read_splits
 from tasks.table import sample
 from training.batching import by_length, shuffled
@@ -47,37 +47,6 @@ from training.interrupt import StopRequest
 
 DATASETS, BATCHES = ("sst", "cfimdb", "quora"), (8, 64)
 CHUNK = 24  # texts between two looks at the clock, at least
-
-
-@dataclass
-class Timing:
-    """Stock's time over ours, pair by pair, and seconds of each side's median."""
-
-    ratio: float
-    low: float
-    high: float
-    ours: float
-    stock: float
-
-    def times(self, stock: float) -> Timing:
-        """The same, had stock done its work so many times."""
-        return replace(self, **{k: stock * getattr(self, k) for k in ("ratio", "low", "high", "stock")})
-
-    def __str__(self) -> str:
-        return f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f})"
-
-
-def in_turn(ours: Callable[[int], object], stock: Callable[[int], object], pairs: int) -> Timing:
-    """Times both `pairs` times after a warm-up; each call is given its number, and who goes first changes."""
-    seconds: dict[Callable, list[float]] = {ours: [], stock: []}
-    for number in range(pairs + 1):
-        for side in (ours, stock) if number % 2 else (stock, ours):
-            started = time.perf_counter()
-            side(number)
-            if number:
-                seconds[side].append(time.perf_counter() - started)
-    ratios = [b / a for a, b in zip(seconds[ours], seconds[stock], strict=True)]
-    return Timing(median(ratios), min(ratios), max(ratios), median(seconds[ours]), median(seconds[stock]))
 
 
 def train(flags: argparse.Namespace, method: str, dataset: str, rows: int, precision: str, ceiling: float) -> dict:
@@ -159,10 +128,7 @@ def evaluate(flags: argparse.Namespace, dataset: str, precision: str) -> dict:
 
 def optimizer_step(flags: argparse.Namespace) -> dict:
     """AdamW over all parameters, against `torch.optim.AdamW(fused=True)`."""
-    ours, theirs = (list(GPT2Model.from_pretrained(flags.model_path).parameters()) for _ in range(2))
-    for mine, other in zip(ours, theirs, strict=True):
-        mine.grad = other.grad = torch.randn_like(mine) * 1e-3
-    adamw, fused = AdamW(ours, lr=1e-5), torch.optim.AdamW(theirs, lr=1e-5, eps=1e-6, weight_decay=0.0, fused=True)
+    adamw, fused = optimizers(GPT2Model.from_pretrained(flags.model_path))
     return {"timing": in_turn(lambda _: adamw.step(), lambda _: fused.step(), 2 * flags.pairs)}
 
 

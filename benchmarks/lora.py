@@ -14,10 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from sides import CPU, Ours, task_of
+from sides import CPU, Ours
 
 from models.gpt2 import GPT2Model
 from models.lora import Adapters
+from reproduction.results import task_of
 from training.batching import shuffled
 from training.hardware import keep_freed_memory
 

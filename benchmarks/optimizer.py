@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from timing import describe_machine, paired  # isort: skip
 
-import torch
+from sides import optimizers
 
 import optimizer
 from config import GPT2Config
@@ -13,17 +13,11 @@ from models.gpt2 import GPT2Model
 
 def main() -> None:
     describe_machine()
-    model = GPT2Model(GPT2Config())
-    ours = list(model.parameters())
-    theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
-    for mine, other in zip(ours, theirs, strict=True):
-        mine.grad = other.grad = torch.randn_like(mine) * 1e-3
-    adamw = optimizer.AdamW(ours, lr=1e-5)
-    fused = torch.optim.AdamW(theirs, lr=1e-5, eps=1e-6, weight_decay=0.0, fused=True)
+    adamw, fused = optimizers(GPT2Model(GPT2Config()))
     paired("AdamW against torch.optim.AdamW(fused=True)", adamw.step, fused.step)
 
     def spelt_out() -> None:
-        for parameter in theirs:
+        for parameter in fused.param_groups[0]["params"]:
             state = fused.state[parameter]
             arguments = (parameter.detach(), parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["step"])
             optimizer.update(*arguments, adamw.param_groups[0])

@@ -27,10 +27,6 @@ METHODS = {  # flags of the scripts
 CPU = torch.device("cpu")
 
 
-def task_of(dataset: str, data_dir: str) -> Sentiment | Paraphrase:
-    return Paraphrase(data_dir) if dataset == "quora" else Sentiment(dataset, data_dir)
-
-
 class Ours:
     """Training by the project's own parts, as the scripts put them together; no dropout before the head, as in stock.
 
@@ -130,3 +126,12 @@ class Stock:
         ids = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=self.padding)
         lengths = torch.tensor(rows.lengths)
         return ids, (torch.arange(ids.size(1)) < lengths[:, None]).long(), batch.labels
+
+
+def optimizers(model: torch.nn.Module) -> tuple[AdamW, torch.optim.AdamW]:
+    """Ours over the model's parameters and torch's fused one over copies, with the same gradients."""
+    ours = list(model.parameters())
+    theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    for mine, other in zip(ours, theirs, strict=True):
+        mine.grad = other.grad = torch.randn_like(mine) * 1e-3
+    return AdamW(ours, lr=1e-5), torch.optim.AdamW(theirs, lr=1e-5, eps=1e-6, weight_decay=0.0, fused=True)

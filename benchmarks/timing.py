@@ -3,37 +3,60 @@
 from __future__ import annotations
 
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are scripts of the project's root
 
 
+@dataclass
+class Timing:
+    """Stock's time over ours, pair by pair, and seconds of each side's median."""
+
+    ratio: float
+    low: float
+    high: float
+    ours: float
+    stock: float
+
+    def times(self, stock: float) -> Timing:
+        """The same, had stock done its work so many times."""
+        return replace(self, **{k: stock * getattr(self, k) for k in ("ratio", "low", "high", "stock")})
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def in_turn(ours: Callable[[int], object], stock: Callable[[int], object], pairs: int) -> Timing:
+    """Times both `pairs` times after a warm-up; each call is given its number, and who goes first changes."""
+    seconds: dict[Callable, list[float]] = {ours: [], stock: []}
+    for number in range(pairs + 1):
+        for side in (ours, stock) if number % 2 else (stock, ours):
+            started = time.perf_counter()
+            side(number)
+            if number:
+                seconds[side].append(time.perf_counter() - started)
+    ratios = [b / a for a, b in zip(seconds[ours], seconds[stock], strict=True)]
+    return Timing(median(ratios), min(ratios), max(ratios), median(seconds[ours]), median(seconds[stock]))
+
+
 def paired(name: str, ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 15) -> float:
-    """Runs both `repeats` times after a warm-up and prints medians and the ratio ours / theirs, pair by pair.
+    """Times both in turn and prints medians and the ratio ours / theirs.
 
     Returns:
         The median ratio; below 1, ours is faster.
     """
-    seconds = {ours: [], theirs: []}
-    for repeat in range(repeats + 1):
-        for work in (ours, theirs):
-            started = time.perf_counter()
-            work()
-            if repeat:
-                seconds[work].append(time.perf_counter() - started)
-    ratios = sorted(a / b for a, b in zip(seconds[ours], seconds[theirs], strict=True))
-    medians = [1e3 * statistics.median(seconds[work]) for work in (ours, theirs)]
-    ratio = statistics.median(ratios)
+    timing = in_turn(lambda _: ours(), lambda _: theirs(), repeats)
     print(
-        f"{name}: {medians[0]:.1f} ms against {medians[1]:.1f} ms, ratio {ratio:.2f} "
-        f"(from {ratios[0]:.2f} to {ratios[-1]:.2f} over {repeats} pairs)",
+        f"{name}: {1e3 * timing.ours:.1f} ms against {1e3 * timing.stock:.1f} ms, ratio {1 / timing.ratio:.2f} "
+        f"(from {1 / timing.high:.2f} to {1 / timing.low:.2f} over {repeats} pairs)",
         flush=True,
     )
-    return ratio
+    return 1 / timing.ratio
 
 
 def describe_machine() -> None:

@@ -14,8 +14,8 @@ from modules.linear import linear
 class LoraLinear(PeftLinear):
     """x W^T + b + alpha / r * dropout(x) A^T B^T, with W and b frozen; not for variants with more to compute, as DoRA.
 
-    On a CPU in float32 the network waits for memory between its products, and PEFT's sum of two layers makes five
-    passes over activations where `LowRankSum` makes one; elsewhere PEFT's own runs.
+    On a CPU in float32 the network waits for memory between its products, and PEFT's sum of two layers scales and adds
+    in passes of their own; `LowRankSum` has the products do both. Elsewhere PEFT's own runs.
     """
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:

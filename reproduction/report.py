@@ -16,7 +16,8 @@ READING = """\
 In each cell ours stands first: the mean over seeds and, where there are several, ± their standard deviation; then the \
 95 % bootstrap interval over the examples of dev (of sonnets, sacreBLEU's over the poems); then the paper's. A \
 classifier's dev score is that of the epoch which dev itself chose, in the paper as here, and so somewhat too good; of \
-sonnets, a part of the training file chose it. Where no run takes the place of one of the paper's models, its figures \
+sonnets, a part of the training file chose it. The learning rates and the temperature that the quick preset gives the \
+small model were chosen by dev scores too. Where no run takes the place of one of the paper's models, its figures \
 stand alone. Times are measured, and differ a little each time; nothing else does."""
 
 

@@ -166,7 +166,10 @@ def add_common_flags(
         "--micro_batch_size", type=whole_number(1), metavar="N", help="texts in memory at once; a step adds them up"
     )
     training.add_argument(
-        "--checkpoint_activations", action="store_true", help="less memory: compute a block anew when it is asked back"
+        "--checkpoint_activations",
+        action="store_true",
+        default=None,  # as a run has it that was made before there was this flag
+        help="less memory: compute a block anew in the backward pass",
     )
     training.add_argument(
         "--max_grad_norm", type=number(above=0), metavar="NORM", help="cut a step's gradient to this length"
