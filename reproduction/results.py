@@ -58,9 +58,7 @@ class Outcome:
             numbers += [self.form["chrf_within"]]
         else:
             self.predictions  # noqa: B018
-        if not self.epochs:
-            raise ValueError("no epoch is measured")
-        for number in [self.score, *numbers]:
+        for number in [self.score, *numbers, len(self.best)]:
             if not is_number(number, least=0):
                 raise ValueError(f"{number!r} is not a measured number")
 

@@ -19,6 +19,7 @@ def make_folder(settings: dict, flag: str) -> None:
     if settings[flag] == "":
         raise InputError(f"--{flag} is empty; name a folder, or leave it out")
     try:
+        str(settings[flag]).encode()  # safetensors takes no other names
         Path(settings[flag]).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise InputError(f"--{flag} {settings[flag]}: {getattr(error, 'strerror', error)}") from error

@@ -496,6 +496,7 @@ def test_a_run_with_all_its_files_has_no_damage(tmp_path, task):
     ),
     data=st.one_of(st.binary(max_size=40), json_values.map(json.dumps).map(str.encode)),
 )
+@example("sonnet", "run/metrics.jsonl", b"")
 @example("sentiment", "run/metrics.jsonl", b"[1]")
 @example("sentiment", "run/metrics.jsonl", b"[" * 100_000)
 @example("sentiment", "run/config.json", b'{"settings": []}')
@@ -651,7 +652,7 @@ def test_names_that_lead_nowhere_are_refused(tmp_path):
         assert outcome_of(lambda text=text: load(text))
         assert outcome_of(lambda text=text: read_dev(Path(text)))
         assert outcome_of(lambda text=text: find_texts([text]))
-    for text in ("", "a\0b", "x" * 5000, "/dev/null/x"):
+    for text in ("", "a\0b", "x" * 5000, "/dev/null/x", str(tmp_path / "\udcff")):
         assert outcome_of(lambda text=text: make_folder({"output_dir": text}, "output_dir"))
     assert "--model_path is empty" in outcome_of(lambda: load(""))
     assert "no such file" in outcome_of(lambda: find_texts([""]))
