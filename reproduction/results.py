@@ -58,7 +58,7 @@ class Outcome:
             numbers += [self.form["chrf_within"]]
         else:
             self.predictions  # noqa: B018
-        for number in [self.score, *numbers, len(self.best)]:
+        for number in [self.score, self.best["epoch"], *numbers]:
             if not is_number(number, least=0):
                 raise ValueError(f"{number!r} is not a measured number")
 
