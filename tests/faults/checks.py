@@ -14,7 +14,9 @@ def contents(folder: Path) -> dict[str, object]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or path.parent.name == "last" or name.startswith(("cache/", "tmp/")):
+        if path.is_dir() or (path.parent.name == "last" and path.name[0] != "."):
+            continue
+        if name.startswith(("cache/", "tmp/", "predictions/.")):  # where others may be writing at the same time
             continue
         if path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]

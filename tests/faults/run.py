@@ -24,7 +24,7 @@ TITLES = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, metavar="N", help="default 200")
-    for kind, title in list(TITLES.items())[1:]:
+    for title in list(TITLES.values())[1:]:
         parser.add_argument(f"--{title.replace(' ', '-')}", type=int, metavar="N", help="default: half of --kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", choices=CASES, action="append", help="only these; may be given several times")

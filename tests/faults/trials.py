@@ -47,7 +47,6 @@ class Trials:
 
     def _end(self, case: Case, folder: Path, lost: int, resume: bool = True) -> list[str]:
         """Has a run go on to its end, and compares; `lost` as in `steps_too_many`."""
-        expected, files = self.undisturbed(case)
         ended = self.place.run(case, folder, resume=resume)
         return ended_well(ended) or self._compare(case, folder, ended, lost)
 
@@ -67,7 +66,7 @@ class Trials:
     def kill(self, case: Case, rng: random.Random) -> Tried:
         """SIGKILL, up to some times, with `--resume` in between."""
         folder, kills, problems = self.place.fresh("trial"), 0, []
-        expected, files = self.undisturbed(case)
+        _, files = self.undisturbed(case)
         for _ in range(rng.randint(1, MOST_KILLS)):
             ended = self._kill(case, folder, rng, resume=kills > 0)
             if ended.code != -signal.SIGKILL:
@@ -124,7 +123,6 @@ class Trials:
 
     def full(self, case: Case, rng: random.Random) -> Tried:
         """A disk that is too small; where none can be mounted, a limit on the size of files."""
-        expected, files = self.undisturbed(case)
         if disk.can_mount():
             with disk.small(self.place.folder / "disk", rng.randint(16, 1024)) as (mounted, enlarge):
                 folder = self.place.fresh("trial", mounted)
@@ -147,7 +145,6 @@ class Trials:
     def damage(self, case: Case, rng: random.Random) -> Tried:
         """A file of `last/` or `best/` is damaged after a kill: refused by name, or gone on without."""
         folder = self.place.fresh("trial")
-        _, files = self.undisturbed(case)
         self._kill(case, folder, rng, resume=False)
         found = sorted(path for part in ("last", "best") for path in folder.glob(f"runs/*/{part}/[!.]*"))
         if not found:

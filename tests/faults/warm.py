@@ -28,14 +28,14 @@ def import_what_scripts_need() -> dict:
     from transformers import AutoTokenizer  # noqa: F401
 
     import classifier
-    import models.lora
+    import models.lora  # noqa: F401
     import paraphrase_detection
     import sonnet_generation
     import tasks.baselines
     import tasks.paraphrase
     import tasks.report
     import tasks.sentiment
-    import tasks.sonnet_report
+    import tasks.sonnet_report  # noqa: F401
     import training.script  # noqa: F401
 
     pronouncing.init_cmu()
