@@ -27,7 +27,8 @@ def _case(name: str, script: str, flags: str, every: int | None = 2) -> Case:
 
 _SST = "--dataset sst --max_train_samples 40 --max_eval_samples 10 --skip_bad_rows"
 _QUORA = "--max_train_samples 32 --max_eval_samples 8 --epochs 2 --lr 1e-3 --skip_bad_rows"
-_SONNETS = "--epochs 2 --lr 1e-3 --batch_size 4 --max_new_tokens 6 --max_eval_samples 2 --num_candidates 2"
+_SONNETS = "--epochs 2 --lr 1e-3 --batch_size 4 --max_new_tokens 6 --max_eval_samples 1 --num_candidates 2"
+_MICRO = "--lr 3e-3 --micro_batch_size 3 --max_grad_norm 1 --checkpoint_activations"
 _LORA = "--use_lora --lora_rank 4"
 
 CASES = {
@@ -38,6 +39,7 @@ CASES = {
         _case("sst-last", "classifier", f"{_SST} --fine_tune_mode last-linear-layer --epochs 3 --lr 1e-2"),
         _case("sst-patience", "classifier", f"{_SST} --fine_tune_mode full-model --epochs 9 --patience 2 --lr 1e-2"),
         _case("sst-epochs", "classifier", f"{_SST} --fine_tune_mode full-model --epochs 3 --lr 3e-3", every=None),
+        _case("sst-micro", "classifier", f"{_SST} --fine_tune_mode full-model --epochs 2 {_MICRO}"),
         _case("both-last", "classifier", "--max_train_samples 24 --max_eval_samples 8 --skip_bad_rows --epochs 2"),
         _case("quora-full", "paraphrase_detection", _QUORA),
         _case("quora-lora", "paraphrase_detection", f"{_QUORA} {_LORA} --head_init cloze --lora_target all-linear"),

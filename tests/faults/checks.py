@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from harness import Change, Ended
@@ -99,6 +100,13 @@ def names_the_file(ended: Ended, changes: list[Change], folder: Path) -> list[st
     if any(name in ended.error for name in names - {"."}):
         return []
     return [f"the file is not in: {_last_line(ended.error)}"]
+
+
+def names_a_file(ended: Ended, files: Iterable[str]) -> list[str]:
+    """Any of a run's files, or a folder that one of them lies in."""
+    paths = [Path(file) for file in files]
+    known = {path.name for path in paths} | {str(path.parent) for path in paths} | {"last"}
+    return [] if any(name in ended.error for name in known) else [f"no file is in: {_last_line(ended.error)}"]
 
 
 def _last_line(text: str) -> str:

@@ -137,6 +137,7 @@ class Place:
         signal_after: tuple[float, int] | None = None,
         stop_at_step: Sequence[int] = (),
         most_bytes: int = 0,
+        fill_after: float = 0,
     ) -> Ended:
         """Calls a script.
 
@@ -147,6 +148,7 @@ class Place:
             signal_after: seconds, and the signal sent then.
             stop_at_step: the number of a step, a signal, and how often the process then sends it to itself.
             most_bytes: of a file; it cannot grow beyond.
+            fill_after: seconds, after which the disk that the folder is on is full; never, if 0.
         """
         beside = {name: self.folder / f"{folder.name}.{name}" for name in ("output", "error", "steps", "changes")}
         beside["changes"].unlink(missing_ok=True)
@@ -163,6 +165,7 @@ class Place:
             "signal_after": signal_after,
             "stop_at_step": list(stop_at_step),
             "most_bytes": most_bytes,
+            "fill_after": fill_after,
         } | {name: str(beside[name]) for name in ("output", "error", "steps")}
         self.warm.stdin.write(json.dumps(request) + "\n")
         self.warm.stdin.flush()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import disk
 from cases import Case
-from checks import contents, differences, ended_well, names_the_file, one_line, steps_too_many, torn
+from checks import contents, differences, ended_well, names_a_file, names_the_file, one_line, steps_too_many, torn
 from damage import damage
 from harness import Ended, Place
 
@@ -122,25 +122,30 @@ class Trials:
         return steps.stat().st_size if steps.exists() else 0
 
     def full(self, case: Case, rng: random.Random) -> Tried:
-        """A disk that is too small; where none can be mounted, a limit on the size of files."""
-        if disk.can_mount():
-            with disk.small(self.place.folder / "disk", rng.randint(16, 1024)) as (mounted, enlarge):
-                folder = self.place.fresh("trial", mounted)
-                ended = self.place.run(case, folder)
-                return self._went_on(case, folder, ended, errno.ENOSPC, enlarge)
-        folder = self.place.fresh("trial")
-        ended = self.place.run(case, folder, most_bytes=int(2 ** rng.uniform(6, 20)))
-        return self._went_on(case, folder, ended, errno.EFBIG, lambda: None)
+        """A disk that is too small, or fills up meanwhile; a limit on the size of files, where none can be mounted."""
+        expected, _ = self.undisturbed(case)
+        if not disk.can_mount():
+            folder = self.place.fresh("trial")
+            ended = self.place.run(case, folder, most_bytes=int(2 ** rng.uniform(6, 20)))
+            return self._with_room(case, folder, ended, errno.EFBIG)
+        small, after = rng.random() < 0.5, rng.uniform(0.001, expected.seconds)
+        size = rng.randint(16, 1024) if small else 1 << 14
+        with disk.small(self.place.folder / "disk", size) as (mounted, enlarge):
+            folder = self.place.fresh("trial", mounted)
+            ended = self.place.run(case, folder, fill_after=0 if small else after)
+            enlarge()
+            return self._with_room(case, folder, ended, errno.ENOSPC)
 
-    def _went_on(self, case: Case, folder: Path, ended: Ended, code: int, enlarge) -> Tried:
+    def _with_room(self, case: Case, folder: Path, ended: Ended, code: int) -> Tried:
         _, files = self.undisturbed(case)
         if ended.code == 0:
             return 0, ended_well(ended) or self._compare(case, folder, ended, 0)
-        problems = one_line(ended, (1,) if ended.steps else (1, 2), os.strerror(code)) + torn(files, folder)
-        if str(folder.name) not in ended.error and not any(Path(name).name in ended.error for name in files):
-            problems.append(f"no file is named: {ended.error.strip()}")
-        enlarge()
-        return 1, problems + self._end(case, folder, lost=1)
+        if ended.code == 2 and "are free" in ended.error:  # known before training
+            problems = one_line(ended, (2,), "--output_dir")
+        else:
+            problems = one_line(ended, (1,) if ended.steps else (1, 2), os.strerror(code))
+            problems += names_a_file(ended, files)
+        return 1, problems + torn(files, folder) + self._end(case, folder, lost=1)
 
     def damage(self, case: Case, rng: random.Random) -> Tried:
         """A file of `last/` or `best/` is damaged after a kill: refused by name, or gone on without."""

@@ -5,6 +5,7 @@ Reads a request a line from standard input, answers it with a line on standard o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -94,8 +95,9 @@ def work(request: dict, main) -> None:
 
 
 def watch(child: int, request: dict) -> dict:
-    """Waits for a child, with a signal for it in time; says how it ended."""
+    """Waits for a child, with a signal for it in time, or a disk that fills up; says how it ended."""
     after, signum = request["signal_after"] or (TIMEOUT, signal.SIGKILL)
+    fill = request["fill_after"]
     started, steps = time.monotonic(), Path(request["steps"])
     sent = None
     while True:
@@ -106,9 +108,18 @@ def watch(child: int, request: dict) -> dict:
         if sent is None and seconds >= after:
             os.kill(child, signum)  # not reaped yet, so its number is still its own
             sent = steps.stat().st_size if steps.exists() else 0
+        if fill and seconds >= fill:
+            fill = None
+            fill_disk(Path(request["folder"]))
         if seconds >= 2 * TIMEOUT:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.002)
+
+
+def fill_disk(folder: Path) -> None:
+    with (folder.parent / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
 
 
 def main() -> None:
@@ -124,6 +135,7 @@ def main() -> None:
             work(request, scripts[request["script"]])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         print(json.dumps(watch(child, request)), file=answers, flush=True)
+    os._exit(0)  # the interpreter takes seconds to tidy up
 
 
 if __name__ == "__main__":
