@@ -148,10 +148,11 @@ class Trials:
         return 1, problems + torn(files, folder) + self._end(case, folder, lost=1)
 
     def damage(self, case: Case, rng: random.Random) -> Tried:
-        """A file of `last/` or `best/` is damaged after a kill: refused by name, or gone on without."""
+        """After a kill a file of `last/` or `best/`, or the metrics, are damaged: refused by name, or done without."""
         folder = self.place.fresh("trial")
         self._kill(case, folder, rng, resume=False)
-        found = sorted(path for part in ("last", "best") for path in folder.glob(f"runs/*/{part}/[!.]*"))
+        names = ("last/[!.]*", "best/[!.]*", "metrics.jsonl")
+        found = sorted(path for name in names for path in folder.glob(f"runs/**/{name}"))
         if not found:
             return 0, []
         path = rng.choice(found)
