@@ -45,7 +45,7 @@ class Trials:
             raise RuntimeError(f"{case.name} fails by itself: {ended.error}")
         return ended, contents(folder)
 
-    def _end(self, case: Case, folder: Path, lost: int, resume: bool = True) -> list[str]:
+    def _end(self, case: Case, folder: Path, lost: int | None, resume: bool = True) -> list[str]:
         """Has a run go on to its end, and compares; `lost` as in `steps_too_many`."""
         ended = self.place.run(case, folder, resume=resume)
         return ended_well(ended) or self._compare(case, folder, ended, lost)
@@ -165,5 +165,5 @@ class Trials:
             if used and path.name not in ended.output:
                 problems.append("not a word of it")
         else:
-            problems = one_line(ended, (2,), path.name) + self._end(case, folder, lost=10, resume=False)
+            problems = one_line(ended, (2,), path.name) + self._end(case, folder, lost=None, resume=False)
         return 1, [where + problem for problem in problems]
