@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -186,4 +187,5 @@ def refuse_too_large(parameters: int, device) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # for Ctrl-C among the imports
     sys.exit(main())

@@ -15,8 +15,23 @@ def replacing(path: Path) -> Iterator[Path]:
     """Gives a name beside `path` to write to; on leaving, flushes the file to disk and renames it to `path`.
 
     Whoever reads `path` meanwhile, or after a crash, finds the old file or the new one, never a part. If the block
-    raises, the old file stays and what was written is deleted.
+    raises, the old file stays and what was written is deleted. An OSError that names no file names `path` then.
     """
+    try:
+        yield from _replacing(path)
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what processes that were killed left half written: `replacing`'s files, and those of safetensors."""
+    for leftover in (*folder.glob(".*.tmp"), *folder.glob(".tmp??????")):
+        leftover.unlink()
+
+
+def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(
         f".{path.name}.{uuid.uuid4().hex}.tmp"

@@ -255,8 +255,11 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         with safe_open(directory / WEIGHTS, framework="pt") as file:
             check_tensors(directory / WEIGHTS, file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except InputError:
+        raise
     except (*_PEFT_RAISES, OSError, ImportError, SafetensorError) as error:
-        raise InputError(f"{directory}: not a whole PEFT adapter: {error}") from error
+        file = WEIGHTS if isinstance(error, OSError | SafetensorError) else CONFIG
+        raise InputError(f"{directory / file}: not a whole PEFT adapter: {error}") from error
     _refuse_other_kinds(directory, config)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():

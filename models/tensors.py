@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,7 +23,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     checksum = _checksum(metadata, tensors, tensors.__getitem__)
     with replacing(path) as beside:
-        save_file(tensors, beside, metadata=metadata | {_CHECKSUM: checksum})
+        try:
+            save_file(tensors, beside, metadata=metadata | {_CHECKSUM: checksum})
+        except SafetensorError as error:  # which does not name the file
+            raise OSError(f"{path}: {error}") from error
         _sort_metadata(beside)
 
 

@@ -127,8 +127,7 @@ def fine_tune(
         return torch.from_numpy(predict(model, forward, examples, precision, stop, name))
 
     def save_best() -> None:
-        if not (run.best / "tokenizer.json").is_file():
-            save_tokenizer(loaded.tokenizer, run.best)
+        save_tokenizer(loaded.tokenizer, run.best)
         method.save(run.best)
 
     examples = {key: task.encode(loaded.tokenizer, split) for key, split in splits.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from config import InputError
-from models.files import write_text
+from models.files import remove_leftovers, sha256, write_text
 
 _PACKAGES = (
     "torch", "transformers", "tokenizers", "peft", "safetensors", "huggingface_hub", "scikit-learn", "numpy",
@@ -98,9 +98,8 @@ class Run:
                     shutil.rmtree(old)
             for old in (self.metrics_file, path / "scores.json"):
                 old.unlink(missing_ok=True)
-        for folder in (path, self.best, self.last):
-            for leftover in folder.glob(".*.tmp"):  # of a save that was killed
-                leftover.unlink()
+        for folder in (path, self.best, self.last, path / "merged"):
+            remove_leftovers(folder)
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]}
         write_text(config, json.dumps({"settings": settings, "versions": versions} | facts, indent=2) + "\n")
 
@@ -139,6 +138,19 @@ class Run:
         if rows:
             print(f"{len(rows)} rows that cannot be used are left out: {self.path / 'bad_rows.jsonl'}", flush=True)
 
+    def hashes_of_best(self) -> dict[str, str]:
+        """Of the files in `best/`, by name, but for weights, which hold a checksum themselves."""
+        return {path.name: sha256(path) for path in self.best.glob("[!.]*") if path.suffix != ".safetensors"}
+
+    def refuse_damaged_best(self, hashes: dict[str, str]) -> None:
+        """Raises InputError if a file in `best/` is not what `hashes_of_best` once said."""
+        found = self.hashes_of_best()
+        for name, expected in hashes.items():
+            if found.get(name) != expected:
+                raise InputError(
+                    f"{self.best / name}: damaged: not what was written there; leave out --resume to start afresh"
+                )
+
     def log(self, metrics: dict) -> None:
         """Appends an epoch's line to `metrics.jsonl`."""
         lines = self.metrics_file.read_text(encoding="utf-8") if self.metrics_file.is_file() else ""
@@ -152,4 +164,8 @@ class Run:
 
     def keep_lines(self, wanted: Callable[[dict], bool]) -> None:
         """Drops lines whose work, the process having died before the save, is done again."""
-        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in self.metrics() if wanted(line)))
+        self.write_lines([line for line in self.metrics() if wanted(line)])
+
+    def write_lines(self, lines: list[dict]) -> None:
+        """Replaces what is logged."""
+        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in lines))

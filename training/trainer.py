@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,10 @@ class Progress:
     step: int = 0  # steps done in the epoch under way
     best: float = -math.inf  # merit of the best epoch
     waited: int = 0  # epochs since then
+    best_files: dict[str, str] | None = None  # hashes of what it wrote
     saves: int = 0
     micro_batch_size: int | None = None  # where that of the settings did not fit into memory
+    lines: list[dict] = field(default_factory=list)  # of `metrics.jsonl`, should that be damaged
     sums: list[float] | None = None  # of the objective, over the epoch under way
     examples: int = 0
     tokens: int = 0
@@ -94,10 +96,11 @@ class Trainer:
         elif score_first:
             scores = self._evaluate(dev)
             print(f"before training: {_in_words(scores)}", flush=True)
-            self.run.log({"epoch": 0} | scores)
+            self._log({"epoch": 0} | scores)
         while not self._done():
             self._train_epoch(train)
             self._finish_epoch(dev)
+        self.run.refuse_damaged_best(self.progress.best_files or {})
         waited = self.stopping.waited
         why = f"{waited} in a row without a better one (--patience)" if self.stopping.over else "all of --epochs"
         print(f"ended after epoch {self.progress.epoch}: {why}; the best is epoch {self.best_epoch}", flush=True)
@@ -221,17 +224,24 @@ class Trainer:
         print(f"epoch {metrics['epoch']}/{self.settings['epochs']}: {_in_words(metrics)}, {speed}", flush=True)
         if self.stopping.improves(self.objective.merit(scores)):
             self.save_best()
-        self.run.log(metrics)
+            progress.best_files = self.run.hashes_of_best()
+        self._log(metrics)
         self.progress = Progress(
             progress.epoch + 1,
             best=self.stopping.best,
             waited=self.stopping.waited,
+            best_files=progress.best_files,
+            lines=progress.lines,
             saves=progress.saves,
             micro_batch_size=progress.micro_batch_size,
         )
         self._save()
         if self.watch:
             self.watch(metrics)
+
+    def _log(self, line: dict) -> None:
+        self.progress.lines.append(line)
+        self.run.log(line)
 
     @property
     def best_epoch(self) -> int:
@@ -251,7 +261,7 @@ class Trainer:
     def _restore(self) -> None:
         self.progress = Progress(**load_state(self.run.last, self.parameters, self.optimizer))
         self.stopping = EarlyStopping(self.settings["patience"], self.progress.best, self.progress.waited)
-        self.run.keep_lines(lambda line: line["epoch"] <= self.progress.epoch)
+        self.run.write_lines(self.progress.lines)
         self.memory.kept = self.progress.kept_memory
         if self.progress.scaler:
             self.precision.scaler.load_state_dict(self.progress.scaler)
