@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from config import InputError
+from config import InputError, refuse_special
 from models.tensors import check_tensors, write_tensors
 from optimizer import AdamW
 
@@ -52,7 +53,7 @@ def load_state(folder: Path, parameters: dict[str, Tensor], optimizer: AdamW) ->
     Raises:
         InputError: no whole save there, or that of another network or another version of this program.
     """
-    saves = [folder / name for name in _FILES if (folder / name).exists()]
+    saves = [folder / name for name in _FILES if os.path.lexists(folder / name)]
     problems = []
     for path in sorted(saves, key=_number, reverse=True):
         try:
@@ -70,15 +71,17 @@ def load_state(folder: Path, parameters: dict[str, Tensor], optimizer: AdamW) ->
 def _number(path: Path) -> float:
     """Which save it is; one that cannot be read counts as the latest, so that it is spoken of."""
     try:
+        refuse_special(path)
         with safe_open(path, framework="pt") as file:
             return float(json.loads(file.metadata()["progress"])["saves"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         return math.inf
 
 
 @torch.no_grad()
 def _load(path: Path, parameters: dict[str, Tensor], optimizer: AdamW) -> dict:
     try:
+        refuse_special(path)
         with safe_open(path, framework="pt") as file:
             header = check_tensors(path, file, ours=True)
             if header.get("format") != FORMAT:
@@ -86,15 +89,25 @@ def _load(path: Path, parameters: dict[str, Tensor], optimizer: AdamW) -> dict:
             names = set(file.keys())
             finished = not any(name.startswith("parameter.") for name in names)
             for name, parameter in () if finished else parameters.items():
-                parameter.copy_(file.get_tensor(f"parameter.{name}"))
+                parameter.copy_(_of_shape(file.get_tensor(f"parameter.{name}"), parameter))
             for saved in names:
                 if saved.startswith("optimizer."):
                     _, key, name = saved.split(".", 2)
                     value, parameter = file.get_tensor(saved), parameters[name]
-                    optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+                    moment = value if key == "step" else _of_shape(value, parameter).to(parameter.device)
+                    optimizer.state[parameter][key] = moment
             torch.set_rng_state(file.get_tensor("generator.cpu"))
             if "generator.cuda" in names and torch.cuda.is_initialized():
                 torch.cuda.set_rng_state(file.get_tensor("generator.cuda"))
-            return json.loads(header["progress"])
-    except (OSError, SafetensorError, RuntimeError, KeyError, json.JSONDecodeError) as error:
+            return dict(json.loads(header["progress"]))
+    except InputError:
+        raise
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: cannot be resumed from ({error})") from error
+
+
+def _of_shape(value: Tensor, parameter: Tensor) -> Tensor:
+    """Raises ValueError if it is of another one, which copying might repeat to fit."""
+    if value.shape != parameter.shape:
+        raise ValueError(f"a tensor of shape {tuple(value.shape)} in the place of {tuple(parameter.shape)}")
+    return value

@@ -47,6 +47,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
         arguments = [_underscored(arg) for arg in (sys.argv[1:] if args is None else args)]
+        if any("\0" in argument for argument in arguments):
+            self.error("an argument holds a NUL character")
         settings = super().parse_args(arguments, namespace)
         if settings.demo:
             self.set_defaults(**self.demo)
@@ -54,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         return settings
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def _underscored(argument: str) -> str:
@@ -98,7 +100,7 @@ def number(
 
 
 def _range(least: int, most: float) -> str:
-    return f"at least {least}" if most == math.inf else f"between {least} and {most:.0f}"
+    return f"at least {least}" if most == math.inf else f"between {least} and {most}"
 
 
 def add_common_flags(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from config import InputError
+from config import InputError, read_json, refuse_special
 from models.files import remove_leftovers, sha256, write_text
 
 _PACKAGES = (
@@ -106,17 +107,17 @@ class Run:
     def _refuse_what_is_no_run(self, config: Path) -> None:
         """Nothing that this program did not make is replaced."""
         try:
-            ours = not config.exists() or "settings" in json.loads(config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError):
+            ours = not os.path.lexists(config) or "settings" in read_json(config)
+        except (InputError, TypeError):
             ours = False
         if not ours or (not config.exists() and (self.best.exists() or self.last.exists())):
             raise InputError(f"--output_dir {self.path}: there is something else in it, which a run would replace")
 
     def _refuse_other_settings(self, config: Path, settings: dict, facts: dict) -> None:
         try:
-            saved = json.loads(config.read_text(encoding="utf-8"))
+            saved = read_json(config)
             before = dict(saved["settings"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{config}: not the settings of a run; leave out --resume to start afresh") from error
         for name in sorted((before.keys() | settings.keys()) - WHERE - _AFTERWARDS):
             if before.get(name) != settings.get(name):
@@ -160,7 +161,16 @@ class Run:
         """The epochs logged so far."""
         if not self.metrics_file.is_file():
             return []
-        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+        try:
+            refuse_special(self.metrics_file)
+            lines = [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{self.metrics_file}: not lines of metrics ({error}); leave out --resume to start afresh"
+            ) from error
+        if not all(isinstance(line, dict) and line.keys() & {"epoch", "step"} for line in lines):
+            raise InputError(f"{self.metrics_file}: not lines of metrics; leave out --resume to start afresh")
+        return lines
 
     def keep_lines(self, wanted: Callable[[dict], bool]) -> None:
         """Drops lines whose work, the process having died before the save, is done again."""

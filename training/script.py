@@ -16,6 +16,9 @@ from training.objectives import TrainingFailed
 def run_script(name: str, work: Callable[[StopRequest], None]) -> int:
     """Does `work` and returns the exit code: 0, 2 for bad input, 1 for any other failure, 130 or 143 interrupted."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8, or a terminal that is not, ends no run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with StopRequest() as stop:
             work(stop)
