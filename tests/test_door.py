@@ -193,11 +193,12 @@ def test_what_is_no_file_is_refused_at_once(model, adapter, tmp_path, kind):
 
     (tmp_path / "x-test-student.csv").write_bytes(b"id\tsentence\na\tb\n")
     (tmp_path / "sonnets_held_out.txt").write_bytes(b"1\n\nline\n")
-    for name in ("x-dev.csv", "x-test-labels.csv", "TRUE_sonnets_held_out.txt", "state.safetensors"):
+    for name in ("x-dev.csv", "x-test-labels.csv", "TRUE_sonnets_held_out.txt", "state-0.safetensors"):
         replaced(tmp_path, name)
     assert outcome_of(lambda: read_dev(tmp_path))
     assert outcome_of(lambda: read_split(tmp_path, "x", "test", ["sentence"], "label", 2, skip_bad_rows=True))
     assert outcome_of(lambda: read_prompts(tmp_path, "test", None))
+    assert "state-0" in outcome_of(lambda: load_state(tmp_path, {}, AdamW([torch.zeros(1)])))
     assert outcome_of(lambda: read_documents(find_texts([str(tmp_path / "x-dev.csv")])))
     assert outcome_of(lambda: GPT2Config.from_file(tmp_path / "x-dev.csv"))
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
@@ -733,7 +734,7 @@ def test_no_file_of_a_model_is_unpickled(bomb, model, adapter):
 def test_no_file_of_data_or_of_a_run_is_unpickled(bomb, model, tmp_path, monkeypatch):
     folder = tmp_path / "files"
     folder.mkdir()
-    for name in ("x-dev.csv", "poems.txt", "state.safetensors", "begun.json", "search.db"):
+    for name in ("x-dev.csv", "poems.txt", "state-0.safetensors", "begun.json", "search.db"):
         (folder / name).write_bytes(bomb)
     assert outcome_of(lambda: read_dev(folder))
     assert outcome_of(lambda: read_sonnets(folder / "poems.txt"))

@@ -59,7 +59,7 @@ def weights(folder: Path, data: bytes) -> None:
 
 
 def state(folder: Path, data: bytes) -> None:
-    (folder / "state.safetensors").write_bytes(as_safetensors(data))
+    (folder / "state-1.safetensors").write_bytes(as_safetensors(data))
     parameters = {"a": torch.nn.Parameter(torch.zeros(2))}
     load_state(folder, parameters, AdamW(parameters.values()))
 
@@ -77,8 +77,8 @@ def seeds(name: str, folder: Path) -> list[bytes]:
     optimizer = AdamW(parameters.values())
     parameters["a"].sum().backward()
     optimizer.step()
-    save_state(folder, parameters, optimizer, {"epoch": 1})
-    file = {"config": "config.json", "weights": "model.safetensors", "state": "state.safetensors"}[name]
+    save_state(folder, parameters, optimizer, {"epoch": 1, "saves": 1})
+    file = {"config": "config.json", "weights": "model.safetensors", "state": "state-1.safetensors"}[name]
     data = (folder / file).read_bytes()
     size = 8 + int.from_bytes(data[:8], "little")
     return [data] if name == "config" else [data, data[8:size].rstrip() + b"\n" + data[size:]]
