@@ -109,10 +109,14 @@ def test_a_finished_run_keeps_no_state(data_dir, save_stock, tmp_path):
 
 def test_no_room_is_known_at_the_start(data_dir, save_stock, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
+    earlier = train(data_dir, save_stock(), tmp_path / "earlier", fine_tune_mode="last-linear-layer", epochs=1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(5 << 20))
     with pytest.raises(InputError, match=r"will write \d+ MiB, and 5 MiB are free"):
         train(data_dir, save_stock(), tmp_path)
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not any((tmp_path / "run").iterdir())
+    with pytest.raises(InputError, match="are free"):  # what an earlier run left is still there
+        train(data_dir, save_stock(n_layer=9), tmp_path / "earlier")
+    assert (earlier.run / "best" / "model.safetensors").is_file()
     train(data_dir, save_stock(), tmp_path, fine_tune_mode="last-linear-layer", epochs=1)
 
 

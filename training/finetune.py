@@ -118,8 +118,8 @@ def fine_tune(
         "parameters": count_parameters(model),
         "memory_bytes": fixed_memory(model),
     }
-    run = Run(folder, settings, facts, settings["resume"])
     refuse_full_disk(folder, disk_space(settings, facts["memory_bytes"]))
+    run = Run(folder, settings, facts, settings["resume"])
     run.list_bad_rows([row for split in splits.values() for row in split.bad])
     print_costs(facts)
 

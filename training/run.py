@@ -58,6 +58,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def refuse_full_disk(folder: Path, needed: int) -> None:
     """Raises InputError if a file system has no room for so many bytes, but for what lies in the folder already."""
+    folder.mkdir(parents=True, exist_ok=True)
     there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
     if needed > free + there:
