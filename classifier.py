@@ -29,6 +29,8 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
     if settings["fine_tune_mode"] is None:
         settings["fine_tune_mode"] = "full-model" if settings["use_lora"] else "last-linear-layer"
     check_method(parser, settings)
+    if settings["push_to_hub"] is not None and settings["dataset"] == "both":
+        parser.error("--push_to_hub goes with --dataset sst or --dataset cfimdb: a name holds one model")
     return settings
 
 
@@ -42,16 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def fine_tune_all(settings: dict, stop) -> None:
     """Reads every file before it trains on any: a bad one ends it before hours pass."""
-    from tasks.report import make_folder, model_name, read_splits, train_and_report
+    from tasks.report import make_folders, model_name, read_splits, train_and_report
     from tasks.sentiment import Sentiment
+    from training.ranks import together
 
-    make_folder(settings, "output_dir")
-    make_folder(settings, "predictions_dir")
-    datasets = ("sst", "cfimdb") if settings["dataset"] == "both" else (settings["dataset"],)
-    tasks = [Sentiment(dataset, settings["data_dir"], settings["skip_bad_rows"]) for dataset in datasets]
-    splits = {task.name: read_splits(task, settings) for task in tasks}
+    with together():
+        make_folders(settings)
+        datasets = ("sst", "cfimdb") if settings["dataset"] == "both" else (settings["dataset"],)
+        tasks = [Sentiment(dataset, settings["data_dir"], settings["skip_bad_rows"]) for dataset in datasets]
+        splits = {task.name: read_splits(task, settings) for task in tasks}
     mode = method_name(settings)
-    for task in tasks:
+    for number, task in enumerate(tasks, start=1):
         train_and_report(
             task,
             splits[task.name],
@@ -60,6 +63,7 @@ def fine_tune_all(settings: dict, stop) -> None:
             lambda split, name=task.name: f"{mode}-{name}-{split}-out.csv",
             settings | {"dataset": task.name},
             stop,
+            more_to_come=len(tasks) - number,
         )
     if settings["demo"]:
         print(DEMO_IS_OVER)

@@ -96,8 +96,8 @@ class GPT2Config:
                 raise InputError(f"{name} must lie in [0, 1), not {value!r}")
         for name in ("layer_norm_epsilon", "initializer_range"):
             value = getattr(self, name)
-            if not is_number(value, above=0):
-                raise InputError(f"{name} must be a number above 0, not {value!r}")
+            if not (is_number(value, above=0) and value <= 1):
+                raise InputError(f"{name} must be a number above 0 and at most 1, not {value!r}")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
             if not (value is None or (isinstance(value, int) and not isinstance(value, bool))):

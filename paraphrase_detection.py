@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 
-from training.flags import DEMO, Parser, add_common_flags, check_method, method_name
+from training.flags import DEMO, Parser, add_common_flags, check_method
 
 DEMO_IS_OVER = """\
 These are toy data: they show that everything works, not how well. The real thing:
@@ -43,17 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(settings: dict, stop) -> None:
     from tasks.paraphrase import Paraphrase
-    from tasks.report import make_folder, model_name, read_splits, train_and_report
+    from tasks.report import run_task
 
-    method = method_name(settings)
-    parent = "runs/demo" if settings["demo"] else "runs"
-    settings["output_dir"] = settings["output_dir"] or f"{parent}/quora-{model_name(settings)}-{method}"
-    make_folder(settings, "output_dir")
-    make_folder(settings, "predictions_dir")
     task = Paraphrase(settings["data_dir"], settings["skip_bad_rows"], settings["prediction_labels"])
-    splits = read_splits(task, settings)
-    folder = Path(settings["output_dir"])
-    train_and_report(task, splits, folder, method, "para-{}-output.csv".format, settings, stop)
+    run_task(task, settings, "para-{}-output.csv", stop, "runs/demo" if settings["demo"] else "runs")
     if settings["demo"]:
         print(DEMO_IS_OVER)
 

@@ -6,7 +6,16 @@ import signal
 import sys
 from pathlib import Path
 
-from training.flags import TOY_DATA, Parser, add_hardware_flags, add_resuming_flags, number, whole_number
+from training.flags import (
+    MOST,
+    TOY_DATA,
+    Parser,
+    add_hardware_flags,
+    add_resuming_flags,
+    add_step_flags,
+    number,
+    whole_number,
+)
 
 DEMO = {
     "corpus": [str(TOY_DATA / "sonnets.txt")],
@@ -68,11 +77,14 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
         "--batch_tokens", type=whole_number(2), default=2048, metavar="N",
         help="a step, at most, unless a single document takes more of the context",
     )  # fmt: skip
+    add_step_flags(training, max_grad_norm=1.0)
     training.add_argument(
-        "--lr", type=number(above=0), default=3e-3, metavar="RATE",
+        "--lr", type=number(above=0, most=MOST), default=3e-3, metavar="RATE",
         help="of AdamW, at its highest; Muon's, for the matrices of the blocks, goes along with it",
     )  # fmt: skip
-    training.add_argument("--weight_decay", type=number(least=0), default=0.1, metavar="W", help="of matrices")
+    training.add_argument(
+        "--weight_decay", type=number(least=0, most=MOST), default=0.1, metavar="W", help="of matrices"
+    )
     training.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=11711, metavar="N", help="of everything random"
     )
@@ -97,8 +109,10 @@ def main(arguments: list[str] | None = None) -> int:
     from training.script import run_script
 
     def work(stop) -> None:
+        from tasks.report import make_folder
         from training.run import locked
 
+        make_folder(settings, "output_dir")
         with locked(Path(settings["output_dir"])):
             pretrain(settings, stop)
 
@@ -118,37 +132,44 @@ def pretrain(settings: dict, stop) -> None:
     from models.pretrained import save_pretrained, save_tokenizer
     from models.tokenizer import train_tokenizer
     from tasks.corpus import find_texts, hold_out, leave_out, read_documents
+    from training import ranks
     from training.batching import Pieces
     from training.hardware import Precision, describe, make_deterministic, pick_device
     from training.pretraining import Pretrainer
-    from training.run import Run
+    from training.run import Run, refuse_full_disk
 
-    precision = Precision(settings["precision"], pick_device(settings["device"]))
-    shape = {name: settings[name] for name in ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")}
-    pdrop = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), settings["dropout"])
-    config = GPT2Config(**shape, **pdrop)
-    count = sum(parameter.numel() for parameter in without_values(GPT2Model, config).parameters())
-    refuse_too_large(count, precision.device)
-    files, scored_on = find_texts(settings["corpus"]), find_texts(settings["leave_out"])
-    documents = read_documents(files)
-    allowed = leave_out(documents, scored_on)
-    if scored_on:
-        print(f"{len(documents) - len(allowed)} of {len(documents):,} documents are left out", flush=True)
-    splits = dict(zip(("train", "held out"), hold_out(allowed, settings["held_out"]), strict=True))
-    tokenizer = train_tokenizer(splits["train"], settings["vocab_size"], settings["n_positions"])
-    config = replace(config, **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id))
+    with ranks.together():
+        precision = Precision(settings["precision"], pick_device(settings["device"]))
+        shape = {name: settings[name] for name in ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")}
+        pdrop = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), settings["dropout"])
+        config = GPT2Config(**shape, **pdrop)
+        count = sum(parameter.numel() for parameter in without_values(GPT2Model, config).parameters())
+        refuse_too_large(count, precision.device)
+        files, scored_on = find_texts(settings["corpus"]), find_texts(settings["leave_out"])
+        documents = read_documents(files)
+        allowed = leave_out(documents, scored_on)
+        if scored_on:
+            print(f"{len(documents) - len(allowed)} of {len(documents):,} documents are left out", flush=True)
+        splits = dict(zip(("train", "held out"), hold_out(allowed, settings["held_out"]), strict=True))
+        tokenizer = train_tokenizer(splits["train"], settings["vocab_size"], settings["n_positions"])
+    end_of_text = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
+    config = replace(config, **end_of_text)
 
     make_deterministic(settings["seed"], precision.device)
     transformer = GPT2Model(config)
     transformer.init_weights()
+    transformer.checkpoint_activations = settings["checkpoint_activations"]
     model = GPT2LMHeadModel(transformer).to(precision.device)
+    folder = Path(settings["output_dir"])
+    needed = 44 * count  # bytes: three states of a weight and two moments a parameter, two models
+    ranks.on_first(lambda: refuse_full_disk(folder, needed))
     run = Run(
-        Path(settings["output_dir"]),
+        folder,
         settings,
         {
             "data": {"corpus": list(map(sha256, files)), "leave_out": list(map(sha256, scored_on))},
             "model": {"tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()},
-            "hardware": describe(precision.device),
+            "hardware": describe(precision.device) | {"processes": ranks.count()},
             "precision": precision.name,
             "parameters": count,
         },
@@ -162,9 +183,15 @@ def pretrain(settings: dict, stop) -> None:
         print(f"{name}: {len(documents):,} documents, {size:,} bytes, {sum(pieces[name].lengths):,} tokens", flush=True)
     print(f"{count:,} parameters, {precision.name} on {describe(precision.device)['device']}", flush=True)
 
+    if ranks.rank():  # until here all drew the same numbers
+        torch.manual_seed(settings["seed"] + ranks.rank())
     Pretrainer(model, pieces["train"], pieces["held out"], settings, run, precision, stop).fit()
-    save_tokenizer(tokenizer, run.best)
-    save_pretrained(model, config, run.best, getattr(torch, settings["dtype"]))
+
+    def write() -> None:
+        save_tokenizer(tokenizer, run.best)
+        save_pretrained(model, config, run.best, getattr(torch, settings["dtype"]))
+
+    ranks.on_first(write)
     print(f"the model is {run.best}", flush=True)
     if settings["demo"]:
         print(DEMO_IS_OVER)

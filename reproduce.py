@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -52,9 +53,6 @@ def parse_flags(arguments: list[str] | None = None) -> dict:
         parser.error("--search goes without --report_only and --tasks")
     if settings["storage"] is not None and not settings["search"]:
         parser.error("--storage goes with --search")
-    for flag in ("model_path", "runs_dir", "storage"):
-        if settings[flag] == "":
-            parser.error(f"--{flag} is empty; give it a value, or leave it out")
     return settings
 
 
@@ -75,8 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def reproduce(settings: dict, stop) -> None:
+    from config import InputError
     from reproduction.grid import PLACES, PRESETS
     from tasks.report import make_folder, model_name
+    from training import ranks
 
     preset = PRESETS[settings["preset"]]
     flag = "model_path" if settings["model_path"] else "model_size"
@@ -88,6 +88,8 @@ def reproduce(settings: dict, stop) -> None:
         name += f"-{model_name({'model_path': None, flag: settings[flag]})}"
     settings["runs_dir"] = settings["runs_dir"] or f"runs/reproduce/{name}"
     if settings["search"]:
+        if ranks.count() > 1:
+            raise InputError("--search shares its work through --storage: start it several times, without torchrun")
         from reproduction.search import search
 
         folder = Path(settings["runs_dir"]) / "search"
@@ -96,7 +98,13 @@ def reproduce(settings: dict, stop) -> None:
         storage = settings["storage"] or f"sqlite:///{folder / 'search.db'}"
         search(settings["search"], settings["trials"], flags, settings["data_dir"], folder, storage, stop)
     else:
-        train_and_report(preset, settings, stop)
+        from reproduction.runner import follow, lead
+
+        if ranks.rank() > 0:
+            follow()
+            return
+        with lead():
+            train_and_report(preset, settings, stop)
     if settings["demo"]:
         print(DEMO_IS_OVER)
 
@@ -115,7 +123,10 @@ def train_and_report(preset, settings: dict, stop) -> None:
     train, runs = not settings["report_only"], Path(settings["runs_dir"])
     experiments = grid(preset, settings["tasks"] or TASKS)
     study = Study(runs, experiments, settings["seeds"], settings["data_dir"], train)
-    outcomes = study.outcomes()
+    try:
+        outcomes = study.outcomes()
+    except OSError as error:  # a name that is too long, a folder without permission
+        raise InputError(f"--runs_dir {runs}: {error.strerror or error}") from error
     pending = [outcome for outcome in outcomes if outcome.problem]
     print(f"{len(outcomes)} runs, {len(outcomes) - len(pending)} of them done", flush=True)
     if len(pending) == len(outcomes) and not train:
@@ -148,4 +159,5 @@ def _in_words(seconds: float) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # for Ctrl-C among the imports
     sys.exit(main())

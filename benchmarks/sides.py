@@ -6,18 +6,20 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from torch.nn import functional as F
 
 import classifier
 from models.heads import GPT2ForSequenceClassification
 from models.lora import TARGETS
 from optimizer import AdamW
+from tasks.classification import score
 from tasks.paraphrase import Paraphrase
 from tasks.sentiment import Sentiment
 from training.batching import TokenExamples
-from training.hardware import PeakMemory, Precision
+from training.hardware import Precision
 from training.methods import choose
 from training.network import Loaded, load_network
+from training.objectives import Classification
+from training.update import Update
 
 METHODS = {  # flags of the scripts
     "full": {"fine_tune_mode": "full-model", "use_lora": False},
@@ -46,19 +48,17 @@ class Ours:
         self.method = choose(self.settings, self.loaded, store_features=False)(self.model, self.settings)
         self.texts: TokenExamples = task.encode(self.loaded.tokenizer, task.read(split))
         self.forward, _ = self.method.start({split: self.texts}, None)
-        self.optimizer = AdamW([p for p in self.model.parameters() if p.requires_grad], lr=self.settings["lr"])
-        self.memory = PeakMemory(self.model, self.optimizer, CPU)
         self.precision = Precision(precision, CPU)
+        optimizer = AdamW([p for p in self.model.parameters() if p.requires_grad], lr=self.settings["lr"])
+        objective = Classification(self.model, self.forward, score)
+        limits = self.settings["micro_batch_size"], self.settings["max_grad_norm"]
+        self.update = Update(self.model, objective, optimizer, self.precision, *limits)
         self.model.train()
 
-    def step(self, indices: list[int]) -> float:
+    def step(self, indices: list[int], watched: bool = False) -> float:
         """One update on these rows; its loss."""
-        batch = self.texts.batch(indices, CPU)
-        with self.precision.autocast():
-            loss = F.cross_entropy(self.forward(*batch.inputs).float(), batch.labels)
-        self.precision.backward(loss)
-        self.precision.step(self.optimizer)
-        return loss.item()
+        sums, _ = self.update(self.texts, indices, watched)
+        return sums[0].item() / len(indices)
 
     def read(self, indices: list[int]) -> Tensor:
         """(B, classes) logits of these rows, the short ones first."""
@@ -69,9 +69,8 @@ class Ours:
     def peak(self, rows: int) -> int:
         """Bytes that a step on the longest texts takes."""
         lengths = self.texts.lengths
-        with self.memory.watch():
-            self.step(sorted(range(len(lengths)), key=lengths.__getitem__)[-rows:])
-        return self.memory.bytes()
+        self.step(sorted(range(len(lengths)), key=lengths.__getitem__)[-rows:], watched=True)
+        return self.update.memory.bytes()
 
 
 class Stock:

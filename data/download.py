@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from config import InputError, refuse_special
 from models.files import git_blob_hash
+from training.flags import Parser
 
 SOURCE = "https://raw.githubusercontent.com/cfifty/public_cs224n_gpt/main/data"
 CHUNK = 1 << 16
@@ -52,10 +54,14 @@ def download(name: str, blob: str, folder: Path, source: str) -> bool:
         False if the file was there already, and whole.
 
     Raises:
+        InputError: something else than a file is in the way.
         DownloadFailed: out of reach, cut off (call again to go on), or not the file it must be; then nothing of it
             is left.
     """
     path, part = folder / name, folder / f"{name}.part"
+    for place in (path, part):
+        if os.path.lexists(place):
+            refuse_special(place)
     if path.is_file():
         if git_blob_hash(path) == blob:
             return False
@@ -66,6 +72,8 @@ def download(name: str, blob: str, folder: Path, source: str) -> bool:
     except HTTPError as error:
         if error.code != 416:  # nothing beyond what we have: it was whole, but for the check below
             raise DownloadFailed(f"{source}/{name}: the server says {error.code} {error.reason}") from error
+    except PermissionError as error:
+        raise InputError(f"{part}: cannot be written to: {error.strerror}") from error
     except (URLError, OSError, EOFError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise DownloadFailed(f"{source}/{name}: {reason}; call again to go on from there") from error
@@ -95,18 +103,33 @@ def _fetch(address: str, part: Path, have: int) -> None:
         raise EOFError(f"cut off after {part.stat().st_size} of {total} bytes")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="data/download.py", description=__doc__)
-    parser.add_argument("--data_dir", "--data-dir", type=Path, default=Path(__file__).parent, help="where to put them")
-    parser.add_argument("--source", default=SOURCE, help="a mirror of the course's data folder")
-    flags = parser.parse_args(arguments)
+def _is_address(text: str) -> bool:
     try:
-        flags.data_dir.mkdir(parents=True, exist_ok=True)
+        parts = urlsplit(text)
+        named = (parts.hostname or "").encode("idna") and parts.port != 0
+    except ValueError:
+        return False
+    return text.isprintable() and (parts.scheme == "file" or (parts.scheme in ("http", "https") and bool(named)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(None, prog="data/download.py", description=__doc__)
+    parser.add_argument("--data_dir", default=str(Path(__file__).parent), metavar="DIR", help="where to put them")
+    parser.add_argument("--source", default=SOURCE, metavar="URL", help="a mirror of the course's data folder")
+    flags = parser.parse_args(arguments)
+    folder = Path(flags.data_dir)
+    if not _is_address(flags.source):
+        parser.error(f"--source {flags.source} is not an address such as {SOURCE}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
         for name, blob in BLOBS.items():
-            new = download(name, blob, flags.data_dir, flags.source.rstrip("/"))
-            print(f"{flags.data_dir / name}: {'downloaded' if new else 'already there'}, verified")
-    except (DownloadFailed, OSError) as error:
-        print(f"data/download.py: {error}", file=sys.stderr)
+            new = download(name, blob, folder, flags.source.rstrip("/"))
+            print(f"{folder / name}: {'downloaded' if new else 'already there'}, verified")
+    except (InputError, OSError, ValueError) as error:  # of the folder; what goes wrong on the way is DownloadFailed
+        print(f"{parser.prog}: error: {InputError(f'--data_dir {folder}: {error}')}", file=sys.stderr)
+        return 2
+    except DownloadFailed as error:
+        print(f"{parser.prog}: {InputError(str(error))}", file=sys.stderr)
         return 1
     return 0
 

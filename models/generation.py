@@ -67,7 +67,8 @@ class Sampling:
         rows = torch.arange(len(p), device=p.device)
         while self.top_p < 1 and len(rows):  # those whose first token may be one of the unlikely ones
             likelier = p[rows] > p[rows, drawn[rows]].unsqueeze(1)
-            rows = rows[(p[rows] * likelier).sum(dim=-1) >= self.top_p]
+            before = (p[rows] * likelier).sum(dim=-1)
+            rows = rows[(before >= self.top_p) & (before > 0)]  # a top_p may be less than the least float32
             race[rows, drawn[rows]] = -1
             drawn[rows] = race[rows].argmax(dim=-1)
         return drawn

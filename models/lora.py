@@ -50,6 +50,7 @@ VARIANTS = {
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what PEFT puts before the names of the network
 _HEAD = f"{_PREFIX}score.weight"
+MOST_BYTES = 4 << 30  # of an adapter, which is read as a whole; rank 1024 in every layer of gpt2-xl takes half of that
 MOST_REPEATS = 4  # in a pattern of layers' names, none of them of a group: matching takes no longer than that allows
 _REPEATS, _NESTED = re.compile(r"[*+{]"), re.compile(r"\)[*+?{]")
 _PEFT_RAISES = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, re.error)  # of what does not fit
@@ -120,7 +121,9 @@ class Lora:
         write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
+        # Not by `state_dict()`, which parts again what was put together to be saved.
+        parameters = dict(self.peft.named_parameters())
+        tensors = get_peft_model_state_dict(self.peft, parameters, save_embedding_layers=False)
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
@@ -242,6 +245,8 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     try:
         values = read_json(directory / CONFIG)
         refuse_special(directory / WEIGHTS)
+        if (directory / WEIGHTS).stat().st_size > MOST_BYTES:
+            raise InputError(f"{WEIGHTS} has more than {MOST_BYTES:,} bytes")
     except (InputError, OSError) as error:
         raise InputError(f"{directory}: not a whole PEFT adapter: {error}") from error
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":

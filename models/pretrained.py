@@ -8,6 +8,7 @@ once at save.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -32,16 +33,17 @@ from torch import Tensor, nn
 from config import GPT2Config, InputError, read_json, refuse_special
 from models.files import git_blob_hash, replacing, sha256, write_text
 from models.tensors import check_tensors, write_tensors
+from models.tokenizer_files import copy_harmless, tokenizing
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 EMBEDDED = Path(__file__).parent / "mini"
 
-TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json",
-)  # fmt: skip
+ADVICE = "--model_path DIR takes a local copy, --model_size mini the model in this repository"
 PROBE = "Yes, no: a naïve 1\n"
+MOST_WEIGHT = 1e6  # those of GPT-2 are below 100, and products of larger ones leave float32
+MOST_BESIDE = 1 << 30  # bytes of a file of weights that are no parameters of ours: heads, and the masks of old files
+MOST_ADDED = 8  # tokens, to a text
 _TRANSPOSED = re.compile(r"(c_attn|c_proj|c_fc)\.weight$")
 _NOT_PARAMETERS = re.compile(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$")  # causal masks that old files carry along
 _HEADS = ("lm_head.weight", "score.weight")  # of other architectures than the one being loaded: not ours to refuse
@@ -116,10 +118,7 @@ def _fetch_file(repository: str, name: str, optional: bool = False) -> Path | No
 
 
 def _out_of_reach(repository: str, reason: str) -> InputError:
-    return InputError(
-        f"cannot get {repository} from {constants.ENDPOINT}: {reason}. "
-        "--model_path DIR takes a local copy, --model_size mini the model in this repository"
-    )
+    return InputError(f"cannot get {repository} from {constants.ENDPOINT}: {reason}. {ADVICE}")
 
 
 def _shards(index: Path) -> list[str]:
@@ -133,8 +132,9 @@ def _shards(index: Path) -> list[str]:
     return names
 
 
-def _tensors(directory: Path, files: ExitStack) -> Iterator[tuple[str, object]]:
-    """Names and lazy slices of every tensor in a checkpoint; nothing is read until a slice is."""
+def _tensors(directory: Path, files: ExitStack, most: int) -> Iterator[tuple[str, object]]:
+    """Names and lazy slices of every tensor in a checkpoint, none of whose files is to have more than `most` bytes:
+    one that carries a checksum is read to its end."""
     if (directory / WEIGHTS).is_file():
         names = [WEIGHTS]
     elif (directory / INDEX).is_file():
@@ -149,6 +149,9 @@ def _tensors(directory: Path, files: ExitStack) -> Iterator[tuple[str, object]]:
     for name in names:
         try:
             refuse_special(directory / name)
+            size = (directory / name).stat().st_size
+            if size > most:
+                raise InputError(f"{directory / name}: the weights do not fit config.json: {size:,} bytes are too many")
             file = files.enter_context(safe_open(directory / name, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise InputError(f"{directory / name}: not a whole safetensors file: {error}") from error
@@ -172,7 +175,8 @@ def load_weights(module: nn.Module, directory: Path) -> None:
     wanted = _parameters(module)
     complaints, found = [], {}
     with ExitStack() as files:
-        for full_name, part in _tensors(directory, files):
+        most = MOST_BESIDE + sum(8 * parameter.numel() for parameter in wanted.values())
+        for full_name, part in _tensors(directory, files, most):
             name = full_name.removeprefix("transformer.")
             if name in found:
                 complaints.append(f"{name} twice")
@@ -212,9 +216,11 @@ def _read(directory: Path, name: str, part: object) -> Tensor:
 
 
 def refuse_not_finite(path: Path, name: str, tensor: Tensor) -> None:
-    """Raises InputError if a tensor of weights holds NaN or infinity."""
-    if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
-        raise InputError(f"{path}: {name} holds NaN or infinity; training may have diverged, or the file is damaged")
+    """Raises InputError if a tensor of weights holds NaN or infinity, or what soon leads there."""
+    most = torch.stack(tensor.aminmax()).abs().max().item() if tensor.numel() else 0
+    if not most <= MOST_WEIGHT:
+        what = f"numbers as large as {most:.3g}" if math.isfinite(most) else "NaN or infinity"
+        raise InputError(f"{path}: {name} holds {what}; training may have diverged, or the file is damaged")
 
 
 def checkpoint_tensors(module: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -227,7 +233,8 @@ def checkpoint_tensors(module: nn.Module, dtype: torch.dtype = torch.float32) ->
 
 def save_pretrained(module: nn.Module, config: GPT2Config, directory: Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes `config.json` and `model.safetensors` for stock `transformers` to load as the class of the same name."""
-    values = config.as_hugging_face(type(module).__name__, str(dtype).removeprefix("torch."))
+    architecture = type(module).__name__.removeprefix("FSDP")  # what sharding puts before it
+    values = config.as_hugging_face(architecture, str(dtype).removeprefix("torch."))
     write_text(directory / "config.json", json.dumps(values, indent=2) + "\n")
     write_tensors(directory / WEIGHTS, checkpoint_tensors(module, dtype), {"format": "pt"})
 
@@ -243,15 +250,11 @@ def load_tokenizer(directory: Path, config: GPT2Config):
     """
     from transformers import AutoTokenizer  # takes seconds to import; the network alone does not need it
 
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise InputError(f"{directory}: has no tokenizer; put tokenizer.json, or vocab.json and merges.txt, into it")
-    for name in TOKENIZER:
-        if os.path.lexists(directory / name):
-            _refuse_unreadable(directory / name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library raises whatever a damaged file leads to, down to bare Exception
-        raise InputError(f"{directory}: its tokenizer cannot be read: {error}") from error
+    with TemporaryDirectory() as folder:
+        copy_harmless(directory, Path(folder))
+        with tokenizing(f"{directory}: its tokenizer cannot be read"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer.name_or_path = str(directory)
     if not 0 < len(tokenizer) <= config.vocab_size:
         raise InputError(f"{directory}: {len(tokenizer)} tokens in the tokenizer, {config.vocab_size} in the model")
     _refuse_other_ids(directory, tokenizer, config.vocab_size)
@@ -266,26 +269,16 @@ def load_tokenizer(directory: Path, config: GPT2Config):
     return tokenizer
 
 
-def _refuse_unreadable(file: Path) -> None:
-    """What the library would pass over, or end the process at."""
-    try:
-        refuse_special(file)
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: its tokenizer cannot be read: {error}") from error
-    if '"Precompiled"' in text:
-        raise InputError(f"{file}: a normalizer of the type Precompiled is not supported")
-
-
 def _refuse_other_ids(directory: Path, tokenizer, vocab_size: int) -> None:
     """Of its vocabulary, and of what it adds to every text."""
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise InputError(f"{directory}: {type(tokenizer).__name__} is not a tokenizer that tokenizer.json describes")
-    try:
-        ids = tokenizer(PROBE)["input_ids"]
+    with tokenizing(f"{directory}: its tokenizer cannot read plain text"):
+        empty, ids = tokenizer(["", PROBE])["input_ids"]
         again = tokenizer.decode(ids)
-    except Exception as error:  # as above
-        raise InputError(f"{directory}: its tokenizer cannot read plain text: {error}") from error
+    added = max(len(empty), len(ids) - 2 * len(PROBE))  # a byte may be a token, and a letter two bytes
+    if added > MOST_ADDED:
+        raise InputError(f"{directory}: its tokenizer adds {added} tokens to every text")
     outside = [i for i in (*tokenizer.get_vocab().values(), *ids) if not 0 <= i < vocab_size]
     if outside:
         raise InputError(f"{directory}: its tokenizer has the id {outside[0]}; the model's end at {vocab_size - 1}")

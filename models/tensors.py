@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -62,5 +62,7 @@ def _checksum(metadata: dict[str, str], names: Iterable[str], tensor_of: Callabl
     for name in sorted(names):
         tensor = tensor_of(name)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        # The bytes themselves: memory that `numpy()` once looked at, FSDP can no longer free.
+        start = tensor.untyped_storage().data_ptr() + tensor.storage_offset() * tensor.element_size()
+        digest.update((ctypes.c_char * tensor.nbytes).from_address(start))
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from config import GPT2Config
 from modules.cache import LayerCache, NextTokens
 from modules.dropout import Dropout, dropout
 from modules.dropout_attention import DropoutAttention
-from modules.linear import Linear
+from modules.linear import Linear, linear
 from modules.ragged import Rows
 
 
@@ -51,10 +51,18 @@ class CausalSelfAttention(nn.Module):
         elif only_last:  # wrapped by an adapter that knows how to be called and no more
             y = attend_with_last(self.c_attn(x), rows, self.n_head, p)
         elif p > 0 and x.device.type == "cpu":
-            y = DropoutAttention.apply(self.c_attn(x), rows, self.n_head, p)
+            y = DropoutAttention.apply(self._qkv(x), rows, self.n_head, p)
         else:
-            y = attend(self.c_attn(x), rows, self.n_head, p)
+            y = attend(self._qkv(x), rows, self.n_head, p)
         return self.resid_dropout(self.c_proj(y))
+
+    def _qkv(self, x: Tensor) -> Tensor:
+        """(N, C) -> (N, 3C). Softmax does not see the keys' bias, which adds the same q b_k for every token. So its
+        gradient is 0, and not the rounding errors that Adam makes steps of, others with every way to cut a batch."""
+        if not isinstance(self.c_attn, Linear) or not torch.is_grad_enabled():
+            return self.c_attn(x)
+        b_q, b_k, b_v = self.c_attn.bias.chunk(3)
+        return linear(x, self.c_attn.weight, torch.cat([b_q, b_k.detach(), b_v]))
 
 
 def attend(qkv: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Tensor:

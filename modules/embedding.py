@@ -27,8 +27,8 @@ class RowsInUse(nn.Module):
         self.rows = nn.Parameter(whole.weight[used])  # (K, C)
         slots = torch.full((whole.num_embeddings,), -1, device=used.device)
         slots[used] = torch.arange(len(used), device=used.device)
-        self.register_buffer("used", used, persistent=False)
-        self.register_buffer("slots", slots, persistent=False)  # (V,) where each row stands in `rows`
+        # No buffers, which processes that train together would send one another at every step.
+        self.used, self.slots = used, slots  # (V,) where each row stands in `rows`
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N,) -> (N, C)"""

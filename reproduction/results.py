@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
@@ -16,6 +16,7 @@ from reproduction.grid import PLACES, Experiment
 from tasks.classification import Split
 from tasks.paraphrase import Paraphrase
 from tasks.sentiment import Sentiment
+from tasks.sonnet_scores import Scores
 
 
 @dataclass
@@ -41,21 +42,30 @@ class Outcome:
         """What is missing of its files; nothing, if all is there."""
         try:
             self._check()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, StopIteration) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, StopIteration) as error:
             return " ".join(f"its files are incomplete ({type(error).__name__}: {error})".split())
         return ""
 
     def _check(self) -> None:
         """Raises whatever what a table or a figure needs leads to if it is not there, or no number."""
         config, sonnets = self.config, self.experiment.task == "sonnet"
-        config["settings"].get("model_path"), config["hardware"]["device"], config["precision"]
+        settings, hardware = config["settings"], config["hardware"]
+        for name in ("max_train_samples", "max_eval_samples"):
+            limit = settings[name]
+            if limit is not None and not (isinstance(limit, int) and is_number(limit, least=1)):
+                raise ValueError(f"{name} is {limit!r}")
+        texts = [settings["model_size"], hardware["device"], config["precision"], config["versions"]["torch"]]
+        for text in [*texts, settings["model_path"] or ""]:
+            if not isinstance(text, str) or not text.isprintable():
+                raise ValueError(f"{text!r} is no name of anything")
         columns = ["epoch", "train_loss", "train_seconds", "eval_seconds"]
         columns += ["val_loss"] if sonnets else ["train_acc", "dev_acc"]
         numbers = [line[column] for line in self.epochs for column in columns]
-        numbers += [config["settings"]["epochs"], config["parameters"]["trained"], config["hardware"]["threads"]]
+        numbers += [settings["epochs"], hardware["threads"]]
+        if not is_number(config["parameters"]["trained"], above=0):
+            raise ValueError(f"it trained {config['parameters']['trained']!r} parameters")
         if sonnets:
-            numbers += [score for row in self.sonnet_scores.values() for score in row.values()]
-            numbers += [self.form["chrf_within"]]
+            numbers += [row[field.name] for row in self.sonnet_scores.values() for field in fields(Scores)]
         else:
             self.predictions  # noqa: B018
         for number in [self.score, self.best["epoch"], *numbers]:

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config import InputError, read_json
+from config import InputError, read_json, refuse_special
 from models.files import sha256, write_text
 from reproduction.grid import Experiment
 from reproduction.results import Outcome
 from tasks.table import reading
+from training import ranks
 from training.interrupt import Interrupted, StopRequest
 from training.network import find_source
 from training.run import WHERE
@@ -191,28 +192,56 @@ def script_of(task: str):
 def call(experiment: Experiment, arguments: list[str], folder: Path) -> int:
     """Runs an experiment's script in this process, with what it prints added to `log.txt` in the folder.
 
+    Where torchrun started several processes, the others follow.
+
     Returns:
         Its exit code; 1 too if it ends in a traceback, which is in the log.
 
     Raises:
         Interrupted: the user asked it to stop.
     """
+    ranks.shared((experiment.task, arguments))
     with output_to(folder):
         try:
             code = script_of(experiment.task).main(arguments)
         except Exception:  # a fault of one run must not cost the others
             traceback.print_exc()
             code = 1
+    ranks.meet()
     if code > 128:
         raise Interrupted(code - 128)
     return code
+
+
+def follow() -> None:
+    """What the other processes do while the first decides: take part in every run that it calls."""
+    while (cue := ranks.shared(None)) is not None:
+        task, arguments = cue
+        script_of(task).main(arguments)
+        ranks.meet()
+
+
+@contextlib.contextmanager
+def lead() -> Iterator[None]:
+    """Within it, the first process may call runs, which the others follow; after it, they are let go."""
+    try:
+        yield
+    except RuntimeError:  # they are lost
+        raise
+    except Exception:
+        ranks.shared(None)
+        raise
+    ranks.shared(None)
 
 
 @contextlib.contextmanager
 def output_to(folder: Path) -> Iterator[None]:
     """Within it, what is printed is added to `log.txt` in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    log = (folder / "log.txt").open("a", encoding="utf-8")
+    path = folder / "log.txt"
+    if os.path.lexists(path):
+        refuse_special(path)
+    log = path.open("a", encoding="utf-8")
     with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         yield
 

@@ -104,7 +104,10 @@ class Search:
         self.study.set_user_attr("made_with", made_with)
         if "folder" not in self.study.user_attrs:  # of its own, for the runs of another study may lie beside
             self.study.set_user_attr("folder", f"{dataset}-{uuid.uuid4().hex[:8]}")
-        self.folder = folder / self.study.user_attrs["folder"]
+        name = self.study.user_attrs["folder"]
+        if not isinstance(name, str) or Path(name).name != name or not 0 < len(name) < 100 or not name.isprintable():
+            raise InputError(f"--storage {storage}: its study of {dataset} is another program's; give another")
+        self.folder = folder / name
         self.error: InputError | None = None
 
     def run(self, trials: int) -> FrozenTrial:
@@ -232,7 +235,14 @@ def search(
     for dataset in DATASETS[task]:
         here = ["--dataset", dataset] if task == "sentiment" else []
         best = Search(task, dataset, [*flags, *here], data_dir, folder, storage, stop).run(trials)
-        command = " ".join([SCRIPTS[task] + ".py", *flags, *here, *suggest(task, FixedTrial(best.params))])
+        try:
+            found = suggest(task, FixedTrial(best.params))
+        except ValueError as error:
+            raise InputError(
+                f"--storage {storage}: trial {best.number} of {dataset} has settings of no search; give another: "
+                f"{_first_line(error)}"
+            ) from error
+        command = " ".join([SCRIPTS[task] + ".py", *flags, *here, *found])
         print(f"{dataset}: trial {best.number} is the best, loss {best.value:.4f}:\n  python {command}", flush=True)
 
 

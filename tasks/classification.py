@@ -11,7 +11,12 @@ import numpy as np
 
 from config import InputError
 from models.heads import GPT2ForSequenceClassification
+from models.tokenizer_files import token_ids
+from models.trained import count_places
+from tasks.baselines import fit_baselines, fit_pair_baselines
 from tasks.table import BadRow, Row, parse_label, read_table, refuse_if_too_many, sample
+from tasks.tokens import read_ids, tokenized
+from training.batching import TokenExamples
 from training.methods import Forward
 from training.network import Loaded
 from training.objectives import Classification
@@ -70,14 +75,17 @@ def read_split(
     path = data_dir / f"{name}-{'test-student' if testing else split}.csv"
     rows = read_table(path, ("id", *columns) if testing else ("id", *columns, label))
     labels = _labels(data_dir / f"{name}-test-labels.csv", label) if testing else {}
-    used = Split(path, [], [], [], [])
+    used, unlabelled = Split(path, [], [], [], []), []
     for row in rows:
         id_, value, problem = _id(row), None, row.problem
         texts = tuple(row.fields[column].strip() for column in columns)
+        written = row.fields.get(label) or labels.get(id_, "")
         try:
-            value = parse_label(row.fields.get(label) or labels.get(id_, ""), classes)
+            value = parse_label(written, classes)
         except ValueError as error:
             problem = problem or str(error)
+            if testing and written.strip():
+                unlabelled.append(f"{id_}: {error}")
         if not all(texts):
             problem = problem or "empty text"
         if problem and not testing:
@@ -86,6 +94,8 @@ def read_split(
         used.ids.append(id_)
         used.texts.append(texts if len(texts) > 1 else texts[0])
         used.labels.append(value)
+    if unlabelled:
+        print(f"{path}: {len(unlabelled)} of {len(rows)} rows are not scored; the first, {unlabelled[0]}")
     refuse_if_too_many(used.bad, len(rows), skip_bad_rows)
     if not used.ids:
         raise InputError(f"{path}: no row of it can be used; the first: {used.bad[0].reason}")
@@ -116,29 +126,98 @@ def _id(row: Row) -> str:
 
 
 class ClassificationTask:
-    """What `training.finetune.Task` asks for, as tasks with classes answer it.
+    """What `training.finetune.Task` asks for, as tasks with classes answer it. One of them says what differs.
 
     Attributes:
+        name: of the data set. Its files are `NAME-train.csv`, `NAME-dev.csv` and `NAME-test-student.csv`.
         labels: names of the classes.
+        columns: of the files, that hold an example's text, or its two texts.
+        label_column: of the files.
+        prediction_column: of the prediction files.
+        prompt: what the texts are put into, a `{}` for each; None for one that is read as it is.
         answers: words a language model could name the classes by; None if it is not asked to.
+
+    Args:
+        data_dir: folder of the files.
+        skip_bad_rows: go on when more than 1 % of a file cannot be used.
+
+    Raises:
+        TypeError: the prompt has other places than there are columns.
     """
 
+    name: str
     labels: Sequence[str]
+    columns: Sequence[str] = ("sentence",)
+    label_column = "label"
+    prediction_column = "Predicted_Label"
+    prompt: str | None = None
     answers: Sequence[str] | None = None
+
+    def __init__(self, data_dir: str | Path, skip_bad_rows: bool = False):
+        self.data_dir, self.skip_bad_rows = Path(data_dir), skip_bad_rows
+        if len(self.columns) != count_places(self.prompt):
+            raise TypeError(f"{type(self).__name__}.prompt must have a {{}} for each of its columns")
+
+    @property
+    def files(self) -> str:
+        """What the names of its files begin with."""
+        return self.name
 
     @property
     def score_first(self) -> bool:
         return self.answers is not None
 
+    def describe(self) -> dict:
+        """What `models.trained.read_task` reads again."""
+        return {"name": self.name, "labels": list(self.labels), "prompt": self.prompt}
+
+    def read(self, split: str) -> Split:
+        """Reads `train`, `dev` or `test`, as `read_split` says."""
+        columns, classes = (self.columns, self.label_column), len(self.labels)
+        return read_split(self.data_dir, self.files, split, *columns, classes, self.skip_bad_rows)
+
+    def encode(self, tokenizer, split: Split) -> TokenExamples:
+        """Token ids of the texts, as `read_ids` gives them; without a prompt they are cut at the end of the context."""
+        limit, padding, texts = tokenizer.model_max_length, tokenizer.pad_token_id, split.texts
+        recipe = ["the text", padding] if self.prompt is None else [self.prompt, limit]
+        ids, lengths = tokenized(
+            split.path.name, texts, tokenizer, recipe, lambda: read_ids(tokenizer, texts, self.prompt)
+        )
+        long = sum(length > limit for length in lengths)
+        if long:
+            print(f"{split.path}: {long} of {len(lengths)} texts are longer than {limit} tokens and cut there")
+        return TokenExamples(ids, lengths, split.labels, limit)
+
+    def fit_baselines(self, texts: Sequence, labels: Sequence[int]) -> dict:
+        """As `tasks.baselines` says, by the name to print."""
+        return (fit_baselines if len(self.columns) == 1 else fit_pair_baselines)(texts, labels)
+
+    def written(self, predictions: np.ndarray) -> np.ndarray:
+        """(n,) classes as prediction files say them."""
+        return predictions
+
     def build(self, loaded: Loaded, settings: dict) -> GPT2ForSequenceClassification:
         """The network with a linear layer that gives a logit a class."""
         model = GPT2ForSequenceClassification(loaded.network, self.labels, settings["hidden_dropout_prob"])
         if settings.get("head_init") == "cloze":
-            model.start_head_from([loaded.tokenizer(word)["input_ids"][0] for word in self.answers])
+            firsts = [ids[:1] for ids in token_ids(loaded.tokenizer, list(self.answers))]
+            if not all(firsts) or len({id_ for (id_,) in firsts}) < len(firsts):
+                raise InputError(
+                    f"--head_init cloze: {loaded.source}: its tokenizer does not tell {' and '.join(self.answers)} "
+                    "apart by their first token; take --head_init random"
+                )
+            model.start_head_from([id_ for (id_,) in firsts])
         return model
 
     def objective(self, model: GPT2ForSequenceClassification, forward: Forward) -> Classification:
         return Classification(model, forward, score)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """(n, classes) of any precision -> (n, classes) in float64, which add up to 1."""
+    logits = logits.astype(np.float64)
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
 
 
 def score(logits: np.ndarray, labels: list[int]) -> dict[str, float]:
@@ -152,10 +231,7 @@ def score(logits: np.ndarray, labels: list[int]) -> dict[str, float]:
     """
     from sklearn.metrics import log_loss
 
-    logits = logits.astype(np.float64)
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = exponents / exponents.sum(axis=1, keepdims=True)
-    loss = log_loss(labels, probabilities, labels=range(logits.shape[1]))
+    loss = log_loss(labels, probabilities(logits), labels=range(logits.shape[1]))
     return {"loss": float(loss)} | accuracy_and_f1(labels, logits.argmax(axis=1))
 
 

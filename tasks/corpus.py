@@ -12,6 +12,8 @@ from pathlib import Path
 from config import InputError, refuse_special
 from models.tokenizer import END_OF_TEXT
 
+MOST_UNPACKED = 100  # times a compressed file's size; text gives three to five times, what was made to fill memory 1000
+ALWAYS_UNPACKED = 1 << 20  # bytes, however small the file
 SHARED_WORDS = 8
 SHORTEST = 5  # words of a passage that is looked for as a whole; shorter ones are anyone's
 
@@ -60,8 +62,17 @@ def read_documents(paths: list[Path]) -> list[str]:
 
 def _read(path: Path) -> str:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            text = file.read().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        if path.suffix == ".gz":
+            most = max(ALWAYS_UNPACKED, MOST_UNPACKED * path.stat().st_size)
+            with gzip.open(path) as file:
+                data = file.read(most + 1)
+            if len(data) > most:
+                raise InputError(
+                    f"{path}: unpacks to more than {MOST_UNPACKED} times its size; gunzip it if it is text"
+                )
+        else:
+            data = path.read_bytes()
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     if "\0" in text:

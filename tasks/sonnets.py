@@ -14,6 +14,7 @@ from config import InputError
 from models.files import write_text
 from models.generation import Sampling, generate
 from models.heads import GPT2LMHeadModel
+from models.tokenizer_files import text_of, token_ids
 from tasks.table import BadRow, reading, refuse_if_too_many, sample, without_nul
 from tasks.verse import LINES
 from training.batching import Pieces
@@ -22,6 +23,7 @@ from training.methods import Forward
 from training.network import Loaded
 from training.objectives import NextToken
 
+MOST_CHARACTERS = 100_000  # of a poem; one is scored against fifty others, and more is no sonnet
 CACHE_BYTES = 2 << 30  # of keys and values; prompts that would need more, with all their candidates, come in groups
 
 
@@ -62,6 +64,10 @@ class SonnetTask:
 
     score_first = True
 
+    def describe(self) -> dict:
+        """What `models.trained.read_task` reads again."""
+        return {"name": "sonnets", "labels": None, "prompt": None}
+
     def build(self, loaded: Loaded, settings: dict) -> GPT2LMHeadModel:
         if loaded.tokenizer.eos_token is None:
             raise InputError(f"{loaded.source}: its tokenizer has no end-of-text token, which ends a sonnet")
@@ -70,7 +76,7 @@ class SonnetTask:
     def encode(self, tokenizer, sonnets: Sonnets) -> Pieces:
         """Each sonnet between two end-of-text tokens; one longer than the context is cut into several pieces."""
         texts = ["\n".join(poem) for poem in sonnets.poems]
-        ids = tokenizer(texts, verbose=False)["input_ids"]
+        ids = token_ids(tokenizer, texts)
         return Pieces(ids, tokenizer.eos_token_id, tokenizer.model_max_length)
 
     def objective(self, model: GPT2LMHeadModel, forward: Forward) -> NextToken:
@@ -86,10 +92,15 @@ def read_sonnets(path: Path, keep_empty: bool = False, skip_bad_rows: bool = Fal
         skip_bad_rows: else go on when there are more than 1 % of them.
 
     Raises:
-        InputError: no such file, not UTF-8 text, no numbers, or too many without lines.
+        InputError: no such file, not UTF-8 text, no numbers, too many without lines, or a poem beyond all measure.
     """
     with reading(path):
         lines = list(without_nul(path, path.read_text(encoding="utf-8-sig").split("\n")))
+    return sonnets_in(lines, path, keep_empty, skip_bad_rows)
+
+
+def sonnets_in(lines: list[str], path: Path, keep_empty: bool = False, skip_bad_rows: bool = False) -> Sonnets:
+    """As `read_sonnets`, of the lines of a file."""
     starts = [i for i, line in enumerate(lines) if line.strip().isdecimal()]
     if not starts:
         raise InputError(f"{path}: no line holds a number alone, which is what parts one sonnet from the next")
@@ -106,6 +117,12 @@ def read_sonnets(path: Path, keep_empty: bool = False, skip_bad_rows: bool = Fal
         if not poem and not keep_empty:
             sonnets.bad.append(BadRow(str(path), start + 1, number, "no lines below the number"))
             continue
+        characters = sum(map(len, poem))
+        if characters > MOST_CHARACTERS:
+            raise InputError(
+                f"{path}: sonnet {number}, on line {start + 1}, has {characters:,} characters, more than "
+                f"{MOST_CHARACTERS:,}; does the next lack its number?"
+            )
         if len(poem) >= 2 * LINES:
             print(f"{path}: sonnet {number} has {len(poem)} lines; does the next lack its number?")
         sonnets.numbers.append(number)
@@ -154,7 +171,7 @@ def complete(
         Interrupted: the user asked to stop.
     """
     texts = ["".join(f"{line}\n" for line in poem) for poem in prompts.poems]
-    ids = [[tokenizer.eos_token_id, *tokenizer(text, verbose=False)["input_ids"]] for text in texts]
+    ids = [[tokenizer.eos_token_id, *text] for text in token_ids(tokenizer, texts)]
     open_ = []
     for i, poem in enumerate(prompts.poems):
         if len(ids[i]) >= model.config.n_positions:
@@ -167,7 +184,7 @@ def complete(
         stop.check()
         if new[-1] not in ends_line:
             return False
-        whole = tokenizer.decode(new).rpartition("\n")[0]
+        whole = text_of(tokenizer, new).rpartition("\n")[0]
         return len(prompts.poems[i]) + len(lines_with_words(whole)) >= LINES
 
     completed = [[poem] * num_candidates for poem in prompts.poems]
@@ -184,7 +201,7 @@ def complete(
         )  # fmt: skip
         for i, candidates in zip(group, written, strict=True):
             poem = prompts.poems[i]
-            news = [lines_with_words(tokenizer.decode(new, skip_special_tokens=True)) for new in candidates]
+            news = [lines_with_words(text_of(tokenizer, new, skip_special_tokens=True)) for new in candidates]
             completed[i] = [[*poem, *new][:LINES] for new in news]
             cut += sum(new[-1] != tokenizer.eos_token_id and not is_full(i, new) for new in candidates)
             if not all(completed[i]):
@@ -215,8 +232,13 @@ def most_like_the_others(candidates: Sequence[list[str]]) -> list[str]:
     return candidates[max(range(len(texts)), key=likeness)]
 
 
-def write_sonnets(path: Path, sonnets: Sonnets) -> None:
-    """Writes a file as the course's programs read it, by the lines that hold a number alone."""
+def written(sonnets: Sonnets) -> str:
+    """A file as the course's programs read it, by the lines that hold a number alone."""
     poems = ("\n".join(poem) for poem in sonnets.poems)
     parts = [f"\n{number}\n{poem}\n" for number, poem in zip(sonnets.numbers, poems, strict=True)]
-    write_text(path, "".join(["--Generated Sonnets-- \n\n", *parts]))
+    return "".join(["--Generated Sonnets-- \n\n", *parts])
+
+
+def write_sonnets(path: Path, sonnets: Sonnets) -> None:
+    """Writes `written` to a file."""
+    write_text(path, written(sonnets))

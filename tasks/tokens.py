@@ -1,4 +1,4 @@
-"""Token ids of a data file, made once."""
+"""Texts as token ids: what a network reads of them, and those of a data file made once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from config import refuse_special
+from config import InputError, refuse_special
 from models.tensors import check_tensors, write_tensors
+from models.tokenizer_files import token_ends, token_ids
 
 FORMAT = 3
 AT_ONCE = 4096
@@ -46,7 +47,7 @@ def tokenized(
     file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     try:
         return _load(file, key)
-    except (OSError, SafetensorError, ValueError, TypeError):
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError):
         pass  # there is none, or none to be trusted
     flat, lengths = array("i"), []
     for row in make():
@@ -63,7 +64,50 @@ def tokenized(
 def rows_of_ids(tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
     """The token ids of each text, some thousand texts at a time."""
     for start in range(0, len(texts), AT_ONCE):
-        yield from tokenizer(texts[start : start + AT_ONCE], return_attention_mask=False, verbose=False)["input_ids"]
+        yield from token_ids(tokenizer, texts[start : start + AT_ONCE])
+
+
+def read_ids(
+    tokenizer, texts: Sequence, prompt: str | None, too_long: Callable[[int], object] = bool
+) -> Iterator[list[int]]:
+    """The token ids that a network reads of each text; an empty one becomes the padding token.
+
+    Args:
+        texts: a tuple of them where the prompt has several places.
+        prompt: what they are put into, a `{}` for each, and shortened where the whole would not fit the context; None
+            if they are read as they are, however long.
+        too_long: told the number of each text that does not fit the context.
+
+    Raises:
+        InputError: the context is too short for the prompt alone.
+    """
+    examples = [text if isinstance(text, tuple) else (text,) for text in texts]
+    whole = texts if prompt is None else [prompt.format(*example) for example in examples]
+    limit = tokenizer.model_max_length
+    for i, ids in enumerate(rows_of_ids(tokenizer, whole)):
+        if len(ids) > limit:
+            too_long(i)
+            ids = ids if prompt is None else shortened(tokenizer, prompt, examples[i], limit)
+        yield ids or [tokenizer.pad_token_id]
+
+
+def shortened(tokenizer, prompt: str, texts: tuple[str, ...], limit: int) -> list[int]:
+    """Token ids of a prompt whose texts lose their ends, the longest one first, until it fits.
+
+    Raises:
+        InputError: it does not fit without any text.
+    """
+    ends = [token_ends(tokenizer, text) for text in texts]
+    while True:
+        cut = [text[: max(end, default=0)] for text, end in zip(texts, ends, strict=True)]
+        (ids,) = token_ids(tokenizer, [prompt.format(*cut)])
+        excess = len(ids) - limit
+        if excess <= 0:
+            return ids
+        if not any(ends):
+            raise InputError(f"a context of {limit} tokens is too short for the prompt, which takes {len(ids)}")
+        for _ in range(excess):
+            del max(ends, key=len)[-1:]
 
 
 def _load(file: Path, key: str) -> tuple[Tensor, list[int]]:

@@ -45,7 +45,8 @@ def rhyme(first: str, second: str) -> bool:
     sounds, others = ({pronouncing.rhyming_part(phones) for phones in _phones(word)} for (word,) in (a, b))
     if sounds and others:
         return bool(sounds & others)
-    endings = [re.search(r"[aeiouy]+[^aeiouy]*(e|es|ed)?$", word) for (word,) in (a, b)]
+    # Of a word without end the search would take a time that grows with the square of its length.
+    endings = [re.search(r"[aeiouy]+[^aeiouy]*(e|es|ed)?$", word[-100:]) for (word,) in (a, b)]
     return all(endings) and endings[0].group() == endings[1].group()
 
 

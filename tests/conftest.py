@@ -66,6 +66,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def quick_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sonnets: intervals and baselines from few draws, for tests that look at something else."""
+    monkeypatch.setattr("tasks.sonnet_scores.RESAMPLINGS", 20)
+    monkeypatch.setattr("tasks.sonnet_scores.DRAWS", 2)
+
+
+@pytest.fixture
 def save_stock(tmp_path: Path) -> Callable[..., Path]:
     """Saves a stock model of random weights, and a tokenizer, to a directory of its own."""
     count = 0
@@ -80,6 +87,27 @@ def save_stock(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return save
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    """A directory to copy and break."""
+    folder = tmp_path_factory.mktemp("models") / "base"
+    scramble(transformers.GPT2LMHeadModel(stock_config(n_positions=64))).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapter(model, tmp_path_factory) -> Path:
+    """One of that model, with the head of a classifier."""
+    from models.gpt2 import GPT2Model
+    from models.heads import GPT2ForSequenceClassification
+    from models.lora import Lora
+
+    folder = tmp_path_factory.mktemp("adapters") / "adapter"
+    Lora(GPT2ForSequenceClassification(GPT2Model.from_pretrained(model), ["a", "b"]), str(model), rank=4).save(folder)
+    return folder
 
 
 def write_rows(path: Path, header: list[str], rows: list[list]) -> Path:

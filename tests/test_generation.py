@@ -64,12 +64,13 @@ def test_greedy_decoding_gives_the_tokens_of_stock_generate(
 
 
 def test_greedy_decoding_up_to_the_last_position(tmp_path):
-    stock, ours = pair(tmp_path, torch.float32, n_positions=1024, n_embd=32, vocab_size=3000)
-    prompts = random_prompts([700, 724, 1], 3000)
-    written = generate(ours, prompts, 1023, GREEDY, seeds=[0, 0, 0])
-    assert [len(text) for (text,) in written] == [324, 300, 1023]
+    stock, ours = pair(tmp_path, torch.float32, n_positions=320, n_embd=32, vocab_size=3000)
+    lengths = [296, 319, 1, 300, 304, 308]
+    prompts = random_prompts(lengths, 3000)
+    written = generate(ours, prompts, 319, GREEDY, seeds=[0] * 6)
+    assert [len(text) for (text,) in written] == [320 - length for length in lengths]
     for (text,), prompt in zip(written, prompts, strict=True):
-        assert stock_continuations(stock, [prompt], 1024 - len(prompt)) == [text]
+        assert stock_continuations(stock, [prompt], 320 - len(prompt)) == [text]
 
 
 def test_greedy_decoding_of_a_trained_model():

@@ -102,8 +102,9 @@ def test_equals_stock_up_to_the_whole_context(side):
 @pytest.mark.parametrize(
     "shape",
     [
-        pytest.param(dict(n_layer=12, n_embd=768, n_head=12, vocab_size=50257), id="gpt2"),
-        pytest.param(dict(n_layer=2, n_embd=1024, n_head=16, vocab_size=50257), id="gpt2-medium, 2 layers"),
+        pytest.param(dict(n_layer=1, n_embd=768, n_head=12, vocab_size=50257), id="gpt2, 1 layer"),
+        pytest.param(dict(n_layer=12), id="gpt2's 12 layers"),
+        pytest.param(dict(n_layer=1, n_embd=1024, n_head=16), id="gpt2-medium, 1 layer"),
         pytest.param(dict(n_inner=100, n_positions=80), id="narrow MLP"),
     ],
 )
@@ -303,3 +304,24 @@ def test_linear_layer_for_few_rows_and_for_many_is_torchs(shape, width, outputs,
         y = linear(x, weight, bias)
     assert y.is_contiguous()
     torch.testing.assert_close(y, F.linear(x, weight, bias))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.sampled_from([0.0, 0.3]), st.integers(0, 99))
+def test_softmax_does_not_see_the_keys_bias(lengths, p, seed):
+    torch.manual_seed(seed)
+    config = GPT2Config(vocab_size=11, n_positions=9, n_embd=8, n_layer=2, n_head=2, attn_pdrop=p, resid_pdrop=0)
+    network = scramble(GPT2Model(config), seed).train(p > 0)
+    rows, tokens = Rows(lengths), torch.randint(11, (sum(lengths),))
+    for only_last in (False, True):
+        torch.manual_seed(seed)
+        before = network.encode(tokens, rows, only_last)
+        before.square().sum().backward()
+        with torch.no_grad():
+            for block in network.h:
+                _, k, v = block.attn.c_attn.bias.grad.chunk(3)
+                assert not k.any()
+                assert p or v.any()  # with dropout, a short row may lose every value
+                block.attn.c_attn.bias[8:16] += torch.randn(8)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(network.encode(tokens, rows, only_last), before, atol=1e-4, rtol=1e-4)

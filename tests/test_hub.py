@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -26,17 +27,18 @@ LARGE = "model.safetensors"  # kept in git-lfs on the Hub: named by sha256, the 
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves a directory as the repository `gpt2`.
+    """Serves a directory as a repository.
 
     Attributes:
+        repository: its name.
         asked: paths of the files that were sent.
         spoilt: files sent with one bit of their contents turned.
         cut: files of which only half arrives.
     """
 
-    def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder = folder
+    def __init__(self, folder: Path, handler: type[BaseHTTPRequestHandler] | None = None, repository: str = "gpt2"):
+        super().__init__(("127.0.0.1", 0), handler or Handler)
+        self.folder, self.repository = folder, repository
         self.asked: list[str] = []
         self.spoilt: set[str] = set()
         self.cut: set[str] = set()
@@ -56,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body: bool) -> None:
-        prefix = "/gpt2/resolve/main/"
+        prefix = f"/{self.server.repository}/resolve/main/"
         if not self.path.startswith(prefix):
             return self.refuse("RepoNotFound")
         name = self.path.removeprefix(prefix)
@@ -93,15 +95,31 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+@contextlib.contextmanager
+def serving(server: Hub) -> Iterator[Hub]:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.fixture
 def hub(save_stock) -> Iterator[Hub]:
     folder = save_stock()
     (folder / "pytorch_model.bin").write_bytes(b"not wanted")
-    server = Hub(folder)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(Hub(folder)) as server:
+        yield server
+
+
+def turn_to(monkeypatch: pytest.MonkeyPatch, address: str, cache: Path) -> None:
+    """Has the client in this process take the server at an address for the Hub."""
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + template[template.index("/{repo") :])
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its retries
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
 @pytest.fixture
@@ -109,13 +127,7 @@ def load(monkeypatch, tmp_path: Path):
     """Loads a model by name from a Hub at an address; gives a number that its weights decide."""
 
     def load(address: str, repository: str = "gpt2", offline: bool = False) -> float:
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        template = (
-            address + constants.HUGGINGFACE_CO_URL_TEMPLATE[constants.HUGGINGFACE_CO_URL_TEMPLATE.index("/{repo") :]
-        )
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its retries
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        turn_to(monkeypatch, address, tmp_path / "cache")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
         return fingerprint(GPT2Model.from_pretrained(repository))
 

@@ -57,6 +57,8 @@ def test_knows_english_it_has_not_seen():
 @pytest.mark.parametrize("script", ["classifier.py", "paraphrase_detection.py", "sonnet_generation.py", "pretrain.py"])
 def test_demo_runs_offline_and_says_that_it_is_one(script, tmp_path):
     shorter = ["--tokens", "3000"] if script == "pretrain.py" else ["--epochs", "1"]
+    if script == "sonnet_generation.py":
+        shorter += ["--max_eval_samples", "1", "--max_new_tokens", "40"]
     ended = subprocess.run(
         [sys.executable, str(ROOT / script), "--demo", *shorter],
         cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300,

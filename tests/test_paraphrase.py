@@ -22,7 +22,8 @@ import paraphrase_detection
 from config import GPT2Config, InputError
 from models.pretrained import load_tokenizer
 from tasks.baselines import PairFeatures, fit_pair_baselines
-from tasks.paraphrase import PROMPT, Paraphrase, shortened
+from tasks.paraphrase import PROMPT, Paraphrase
+from tasks.tokens import shortened
 
 START, MIDDLE, END = PROMPT.split("{}")
 HEADER = ["", "id", "sentence1", "sentence2", "is_duplicate"]
@@ -73,7 +74,7 @@ anything = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_
 @given(first=anything, second=anything, room=st.integers(0, 120))
 def test_long_pairs_lose_the_ends_of_their_questions_only(tokenizer, first, second, room):
     least = len(tokenizer(PROMPT.format("", ""))["input_ids"])
-    ids = shortened(tokenizer, (first, second), least + room)
+    ids = shortened(tokenizer, PROMPT, (first, second), least + room)
     assert len(ids) <= least + room
     text = tokenizer.decode(ids)
     assert text.startswith(START)
@@ -88,7 +89,7 @@ def test_long_pairs_lose_the_ends_of_their_questions_only(tokenizer, first, seco
 def test_the_longer_question_is_cut_first(tokenizer, counts, room):
     least = len(tokenizer(PROMPT.format("", ""))["input_ids"])
     first, second = ("@ " * count for count in counts)
-    text = tokenizer.decode(shortened(tokenizer, (first, second), least + room))
+    text = tokenizer.decode(shortened(tokenizer, PROMPT, (first, second), least + room))
     kept = [part.count("@") for part in text.removeprefix(START).removesuffix(END).split(MIDDLE)]
     assert len(kept) == 2
     for own, whole, other in zip(kept, counts, reversed(kept), strict=True):
@@ -98,13 +99,13 @@ def test_the_longer_question_is_cut_first(tokenizer, counts, room):
 
 def test_a_context_too_short_for_the_prompt_is_refused(tokenizer):
     with pytest.raises(InputError, match="too short for the prompt"):
-        shortened(tokenizer, ("one", "two"), 5)
+        shortened(tokenizer, PROMPT, ("one", "two"), 5)
 
 
 def test_tokenizes_once_and_again_when_anything_changes(quora, tokenizer, save_stock):
     task = Paraphrase(quora)
     first = task.encode(tokenizer, task.read("train"))
-    with mock.patch("tasks.paraphrase.rows_of_ids", side_effect=AssertionError("tokenized again")) as again:
+    with mock.patch("tasks.tokens.rows_of_ids", side_effect=AssertionError("tokenized again")) as again:
         cached = task.encode(tokenizer, task.read("train"))
         assert cached.ids.tolist() == first.ids.tolist()
         assert cached.lengths == first.lengths
@@ -121,7 +122,7 @@ def test_tokenizes_once_and_again_when_anything_changes(quora, tokenizer, save_s
 
         assert not tokenizes(tokenizer)
         assert tokenizes(tokenizer, rows=10)
-        with mock.patch("tasks.paraphrase.PROMPT", PROMPT + " "):
+        with mock.patch.object(Paraphrase, "prompt", PROMPT + " "):
             assert tokenizes(tokenizer)
         longer = load_tokenizer(save_stock(n_positions=600), GPT2Config(vocab_size=400, n_positions=600))
         assert tokenizes(longer)
@@ -147,7 +148,7 @@ def test_a_cache_that_does_not_match_is_never_trusted(quora, tokenizer, damage):
         file.write_bytes(changed.get(damage, b""))
     for name, ids in expected.items():
         assert task.encode(tokenizer, task.read(name)).ids.tolist() == ids
-    with mock.patch("tasks.paraphrase.rows_of_ids", side_effect=AssertionError("tokenized again")):
+    with mock.patch("tasks.tokens.rows_of_ids", side_effect=AssertionError("tokenized again")):
         for name, ids in expected.items():
             assert task.encode(tokenizer, task.read(name)).ids.tolist() == ids
 
@@ -162,20 +163,27 @@ def test_where_nothing_can_be_kept_it_works_all_the_same(quora, tokenizer, tmp_p
 
 def test_two_runs_may_make_the_cache_at_once(quora, save_stock):
     program = (
-        "import sys; from pathlib import Path\n"
+        "import os, sys\n"
+        "from pathlib import Path\n"
         "from config import GPT2Config; from models.pretrained import load_tokenizer\n"
         "from tasks.paraphrase import Paraphrase\n"
         "folder = Path(sys.argv[1]); task = Paraphrase(sys.argv[2])\n"
         "tokenizer = load_tokenizer(folder, GPT2Config.from_file(folder / 'config.json'))\n"
+        "other = os.fork()\n"
         "for _ in range(20):\n"
         "    for file in Path(sys.argv[3]).rglob('*.safetensors'): file.unlink(missing_ok=True)\n"
-        "    print(sum(task.encode(tokenizer, task.read('train')).ids.tolist()))\n"
+        "    total = sum(task.encode(tokenizer, task.read('train')).ids.tolist())\n"
+        "    os.write(1, f'{total}\\n'.encode())\n"  # a line at once, whatever the other writes
+        "if other:\n"
+        "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))\n"
     )
     arguments = [sys.executable, "-c", program, str(save_stock()), str(quora), os.environ["XDG_CACHE_HOME"]]
-    runs = [subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    sums = [process.communicate(timeout=300)[0].split() for process in runs]
-    assert [len(values) for values in sums] == [20, 20]
-    assert len(set(sums[0] + sums[1])) == 1
+    quiet = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+    ended = subprocess.run(arguments, cwd=ROOT, env=quiet, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    sums = ended.stdout.split()
+    assert len(sums) == 40
+    assert len(set(sums)) == 1
 
 
 def test_pair_features_see_what_questions_share():

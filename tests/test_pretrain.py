@@ -270,6 +270,22 @@ def test_interrupted_and_resumed_is_as_never_stopped(tmp_path, stops):
         assert all(whole[key] == parts[key] for key in whole if not key.endswith("_seconds"))
 
 
+def test_pieces_change_nothing_but_rounding_and_metrics_are_saved_with_the_state(tmp_path):
+    folder = corpus(tmp_path / "corpus")
+    flags = ("--tokens", 4000, "--eval_every_steps", 7, "--save_every_steps", 4)
+    assert call(folder, tmp_path / "whole", *flags) == 0
+    less = ("--micro_batch_size", 3, "--checkpoint_activations")
+    settings_ = [str(a) for a in ("--corpus", folder, "--output_dir", tmp_path / "parts", *SMALL, *flags, *less)]
+    with pytest.raises(Interrupted):
+        pretrain.pretrain(pretrain.parse_flags(settings_), StopAfter(10))
+    (tmp_path / "parts" / "metrics.jsonl").write_text("spoilt")
+    assert call(folder, tmp_path / "parts", *flags, *less, "--resume") == 0
+    logs = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("whole", "parts")]
+    for whole, parts in zip(*(map(json.loads, log) for log in logs), strict=True):
+        for key in whole:
+            assert key.endswith("_seconds") or parts[key] == pytest.approx(whole[key], rel=1e-4), key
+
+
 class StopAfter(StopRequest):
     """As if a signal had come during some step."""
 

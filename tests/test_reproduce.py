@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -36,6 +38,7 @@ from reproduction.tables import PAPER
 from reproduction.uncertainty import holm, interval, mcnemar
 from tasks.sonnets import read_sonnets, write_sonnets
 from training.interrupt import StopRequest
+from training.run import Run
 
 TOYS = ROOT / "data" / "mini"
 QUICK = {
@@ -43,6 +46,7 @@ QUICK = {
     "paraphrase": ("--epochs", "2", "--max_eval_samples", "9"),
     "sonnet": ("--epochs", "2", "--max_new_tokens", "6"),
 }
+WHOLE = ("--seeds", "11711,1", "--tasks", *TASKS, "--report_only")
 RANKS, STOPS = (16, 32), (("0.9", "2"), ("0.8", "1"))
 
 
@@ -68,7 +72,13 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def call(folder: Path, model: Path, data: Path, *more: object) -> int:
+def blank(figure, folder: Path, name: str) -> None:
+    """In the place of a drawing, which takes longer than the runs that it shows."""
+    figure.clear()
+    (folder / f"{name}.png").write_bytes(b"")
+
+
+def call(folder: Path, model: Path, data: Path, *more: object, draws: bool = False) -> int:
     where = [
         "--model_path",
         model,
@@ -80,7 +90,8 @@ def call(folder: Path, model: Path, data: Path, *more: object) -> int:
         folder / "report",
     ]
     small = mock.patch.dict(PRESETS, quick=replace(PRESETS["quick"], flags=QUICK, ranks=RANKS, stops=STOPS))
-    with small, mock.patch("tasks.sonnet_scores.DRAWS", 2):
+    drawn = contextlib.nullcontext() if draws else mock.patch("reproduction.figures._save", blank)
+    with small, drawn, mock.patch.multiple("tasks.sonnet_scores", DRAWS=2, RESAMPLINGS=50):
         return reproduce.main([str(flag) for flag in ("--preset", "quick", *where, *more)])
 
 
@@ -89,8 +100,9 @@ def reproduced(tmp_path_factory, model, data) -> Path:
     folder = tmp_path_factory.mktemp("all of it")
     with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(folder / "cache")):
         assert call(folder, model, data) == 0
-        assert call(folder, model, data, "--seeds", "11711,1", "--tasks", "paraphrase", "sentiment") == 0
-        assert call(folder, model, data, "--seeds", "11711,1", "--tasks", *TASKS, "--report_only") == 0
+        with mock.patch("reproduction.plan.expected_seconds", return_value=Counter()):  # tried above
+            assert call(folder, model, data, "--seeds", "11711,1", "--tasks", "paraphrase", "sentiment") == 0
+        assert call(folder, model, data, *WHOLE, draws=True) == 0
     return folder
 
 
@@ -196,12 +208,12 @@ def test_every_cell_is_filled_and_every_figure_there(reproduced, model):
     assert 'src="h' not in page
 
 
-def test_called_again_it_trains_nothing_and_changes_nothing(reproduced, model, data):
+def test_called_again_it_trains_nothing_and_changes_nothing(reproduced, model, data, tmp_path):
     before = bytes_below(reproduced / "report")
     with mock.patch.multiple("reproduction.runner", call=mock.Mock(side_effect=AssertionError("trains again"))):
-        assert call(reproduced, model, data, "--seeds", "11711,1", "--tasks", *TASKS, "--report_only") == 0
+        assert call(reproduced, model, data, *WHOLE, draws=True) == 0
         assert bytes_below(reproduced / "report") == before
-        assert call(reproduced, model, data) == 0
+        assert call(reproduced, model, data, "--report_dir", tmp_path) == 0
 
 
 def test_other_machines_runs_may_be_copied_in(reproduced, model, data, tmp_path):
@@ -260,21 +272,33 @@ def test_killed_and_called_again_it_ends_with_the_same_report(model, data, tmp_p
     def where(name: str) -> list[str]:
         return ["--runs_dir", str(tmp_path / name / "runs"), "--report_dir", str(tmp_path / name / "report")]
 
-    def killed(how: signal.Signals, lines: int) -> int:
-        """Once so many epochs are logged."""
-        command = [sys.executable, str(ROOT / "reproduce.py"), *flags, *where("parts")]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        files = tmp_path / "parts" / "runs"
-        while process.poll() is None:
-            if sum(len(file.read_text().splitlines()) for file in files.glob("*/run/metrics.jsonl")) >= lines:
-                process.send_signal(how)
-                break
-        return process.wait()
+    program = (
+        "import os, runpy, signal, sys\n"
+        "from training.run import Run\n"
+        "log = Run.log\n"
+        "def log_and_die(run, metrics):\n"
+        "    log(run, metrics)\n"
+        "    if 'quora-gpt2-full-seed' in str(run.path) and metrics['epoch'] == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Run.log = log_and_die\n"
+        "sys.argv.pop(0)\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", program, str(ROOT / "reproduce.py"), *flags, *where("parts")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
 
-    assert killed(signal.SIGKILL, 2) == -signal.SIGKILL
-    assert killed(signal.SIGTERM, 6) == 128 + signal.SIGTERM
-    for name in ("parts", "whole"):
-        assert reproduce.main([*flags, *where(name)]) == 0
+    def log_and_ask(run, metrics):
+        log(run, metrics)
+        if "quora-gpt2-lora-16-seed" in str(run.path) and metrics["epoch"] == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    log = Run.log
+    with mock.patch.object(Run, "log", log_and_ask):
+        assert reproduce.main([*flags, *where("parts")]) == 128 + signal.SIGTERM
+    with mock.patch("reproduction.figures._save", blank):
+        for name in ("parts", "whole"):
+            assert reproduce.main([*flags, *where(name)]) == 0
     texts = [(tmp_path / name / "report" / "report.md").read_text(encoding="utf-8") for name in ("whole", "parts")]
     whole, parts = (re.sub(r"[\d.]+ s\b|\d+ min|: \d+%|(not )?held", "a time", text) for text in texts)
     assert whole == parts

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_training import StopAfter, assert_same_run, train
 
+import classifier
 from config import InputError
 from models.tensors import check_tensors, write_tensors
+from optimizer import AdamW
+from training import pretraining, trainer
+from training.checkpoint import FORMAT, load_state, save_state
 from training.interrupt import Interrupted
-from training.run import locked
+from training.run import Run, locked
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8]
 
@@ -118,6 +125,76 @@ def test_no_room_is_known_at_the_start(data_dir, save_stock, tmp_path, monkeypat
         train(data_dir, save_stock(n_layer=9), tmp_path / "earlier")
     assert (earlier.run / "best" / "model.safetensors").is_file()
     train(data_dir, save_stock(), tmp_path, fine_tune_mode="last-linear-layer", epochs=1)
+
+
+@pytest.mark.parametrize("name", ["best", "last", "merged", "metrics.jsonl", "scores.json", "bad_rows.jsonl"])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, Path.touch, lambda path: path.symlink_to(path)])
+def test_what_is_in_the_way_of_a_run_is_named(tmp_path, name, make):
+    facts = {"data": 1, "model": 1, "precision": 1}
+    Run(tmp_path, {}, facts)
+    path = tmp_path / name
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    make(path)
+    if make == (Path.touch if path.suffix else Path.mkdir):
+        Run(tmp_path, {}, facts)
+    else:
+        for resume in (False, True):
+            with pytest.raises(InputError, match=rf"{path}: is no|--output_dir"):
+                Run(tmp_path, {}, facts, resume)
+
+
+def test_room_for_all_runs_is_known_before_the_first(data_dir, save_stock, tmp_path, monkeypatch, capsys):
+    usage = namedtuple("usage", "free")
+    model = str(save_stock(vocab_size=9000))  # 2.6 MiB of weights, which stay of a run; it grows to 31
+    flags = ["--model_path", model, "--data_dir", str(data_dir), "--fine_tune_mode", "full-model", "--epochs", "1"]
+    flags += ["--output_dir", str(tmp_path / "runs"), "--predictions_dir", str(tmp_path / "predictions")]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(32 << 20))
+    assert classifier.main([*flags, "--dataset", "both"]) == 2
+    assert "MiB are free" in capsys.readouterr().err
+    assert not (tmp_path / "predictions" / "full-model-sst-dev-out.csv").exists()
+    assert classifier.main([*flags, "--dataset", "sst"]) == 0
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from((trainer.Progress, pretraining.Progress)), st.data())
+def test_a_state_is_what_was_saved_or_is_refused(tmp_path_factory, kind, data):
+    """One of the right checksum, that is, which somebody else wrote."""
+    folder = tmp_path_factory.mktemp("last")
+    names = st.sampled_from([field.name for field in fields(kind)]) | st.text(max_size=3)
+    changes = data.draw(st.dictionaries(names, values, max_size=2))
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = AdamW([parameter])
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    save_state(folder, {"p": parameter}, optimizer, json.loads(json.dumps(asdict(kind()))))
+    state = folder / "state-0.safetensors"
+    header = {"format": FORMAT, "progress": json.dumps(asdict(kind()) | changes)}
+    write_tensors(state, load_file(state), header)
+    with contextlib.suppress(InputError):
+        loaded = load_state(folder, {"p": parameter}, AdamW([parameter]), kind)
+        assert repr(asdict(loaded)) == repr(json.loads(header["progress"]))
+        assert not any(isinstance(value, str) for value in asdict(loaded).values())
+
+
+def test_moments_that_are_missing_are_no_new_beginning(tmp_path):
+    parameters = {name: torch.nn.Parameter(torch.ones(2)) for name in ("p", "q")}
+    optimizer = AdamW(parameters.values())
+    for parameter in parameters.values():
+        parameter.grad = torch.ones(2)
+    optimizer.step()
+    del optimizer.state[parameters["q"]]
+    save_state(tmp_path, parameters, optimizer, asdict(trainer.Progress()))
+    with pytest.raises(InputError, match="optimizer's state of some parameters"):
+        load_state(tmp_path, parameters, AdamW(parameters.values()), trainer.Progress)
 
 
 def test_a_folder_has_one_run_at_a_time_and_the_dead_let_go(tmp_path):

@@ -142,35 +142,39 @@ def test_a_trial_that_was_broken_off_is_gone_on_with(make):
 def test_two_workers_share_a_study_and_one_takes_up_what_the_other_left(make, model, tmp_path):
     """They begin at the same moment, with no storage there yet; one is killed in the middle of a trial."""
     program = (
-        "import sys; from pathlib import Path; from reproduction import search as module\n"
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from transformers import AutoTokenizer\n"
+        "import models.lora\n"
+        "from reproduction import search as module\n"
         "from training.interrupt import StopRequest\n"
+        "from training.run import Run\n"
         "module.SILENCE, module.HEARTBEAT, module.PAUSE = 3, 1, 0.5\n"
         "flags = ['--model_path', sys.argv[1], '--epochs', '3']\n"
         "where = [sys.argv[2], Path(sys.argv[3]) / 'search', 'sqlite:///' + sys.argv[3] + '/search.db']\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
-        "module.Search('sonnet', 'sonnets', flags, *where, StopRequest()).run(8)\n"
+        "log = Run.log\n"
+        "def log_and_die(run, metrics):\n"
+        "    log(run, metrics)\n"
+        "    if metrics['epoch'] == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "workers = []\n"
+        "for own in (log_and_die, log):\n"
+        "    workers.append(os.fork())\n"
+        "    if workers[-1] == 0:\n"
+        "        Run.log = own\n"
+        "        module.Search('sonnet', 'sonnets', flags, *where, StopRequest()).run(5)\n"
+        "        os._exit(0)\n"
+        "print(*(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) for worker in workers), file=sys.stderr)\n"
     )
     command = [sys.executable, "-c", program, str(model), str(TOYS), str(tmp_path)]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    workers = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]
-    for worker in workers:
-        assert worker.stdout.readline() == "ready\n"
-    for worker in workers:
-        worker.stdin.write("\n")
-        worker.stdin.flush()
-    while not list((tmp_path / "search").glob("*/trial-1/run/metrics.jsonl")):
-        assert workers[0].poll() is None
-    workers[0].kill()
-    workers[0].communicate()
-    output, _ = workers[1].communicate()
-    assert workers[1].returncode == 0, output
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.stderr.split() == [str(-signal.SIGKILL), "0"], ended.stderr
     trials = make().study.trials
     ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     lost = [trial for trial in trials if trial.state == TrialState.FAIL]
-    assert len(ended) == 8
+    assert len(ended) == 5
     assert len(lost) == 1
     assert sum(trial.params == lost[0].params for trial in ended) == 1
-    assert len({tuple(trial.params.items()) for trial in ended}) == 8
+    assert len({tuple(trial.params.items()) for trial in ended}) == 5
 
 
 def test_bad_input_ends_the_search_and_spoils_nothing(make, model):

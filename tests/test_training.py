@@ -39,7 +39,7 @@ def flags(model: Path, output: Path, **changes) -> dict:
         dropout=0.1, epochs=3, patience=None, batch_size=8, lr=3e-3, weight_decay=0.0, seed=5, save_every_steps=None,
         resume=False, precision="fp32", device="cpu", output_dir=str(output), predictions_dir=str(output),
         use_lora=False, lora_rank=4, lora_alpha=8.0, lora_dropout=0.1, lora_target="attention", lora_variant="lora",
-        save_merged=False, micro_batch_size=None, checkpoint_activations=False, max_grad_norm=None,
+        save_merged=False, micro_batch_size=None, checkpoint_activations=False, max_grad_norm=None, shard=False,
     )  # fmt: skip
     return defaults | changes
 
@@ -189,30 +189,39 @@ def test_resumed_equals_never_stopped(data_dir, save_stock, tmp_path, mode, stop
     assert_same_run(whole, done)
 
 
-@pytest.mark.parametrize("every", [None, 1])
-def test_killed_run_resumes(data_dir, save_stock, tmp_path, every):
-    """SIGKILL at chosen files' replacement: mid-epoch, between best/ and metrics, between metrics and last/."""
+def test_killed_run_resumes(data_dir, save_stock, tmp_path):
+    """SIGKILL at chosen files' replacement: mid-epoch, within best/, between it and metrics, and these and last/."""
     model = save_stock()
-    whole = train(data_dir, model, tmp_path / "whole", save_every_steps=every)
     program = (
         "import os, signal, sys\n"
+        "from pathlib import Path\n"
         "sys.path[:0] = ['tests']\n"
-        "import pathlib, test_training\n"
-        "left, replace = int(sys.argv[1]), os.replace\n"
-        "def replace_and_die(*paths):\n"
+        "import test_training\n"
+        "data, model, output = map(Path, sys.argv[1:])\n"
+        "test_training.train(data, model, output / 'first')\n"  # imports what the children then have
+        "replace = os.replace\n"
+        "def replace_or_die(source, path):\n"
         "    global left\n"
-        "    left -= 1\n"
-        "    if left < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    replace(*paths)\n"
-        "os.replace = replace_and_die\n"
-        "data, model, output = map(pathlib.Path, sys.argv[2:5])\n"
-        f"test_training.train(data, model, output, resume=True, save_every_steps={every})\n"
+        "    left -= path.name.startswith(name)\n"
+        "    if not left: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    replace(source, path)\n"
+        "os.replace = replace_or_die\n"
+        "kills = [(None, 'model', 1), (None, 'metrics', 2), (None, 'state', 2)]\n"
+        "kills += [(1, 'state', 5), (1, 'model', 1), (1, 'metrics', 2), (1, 'state', 1)]\n"
+        "for every, name, left in kills:\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        test_training.train(data, model, output / str(every), resume=True, save_every_steps=every)\n"
+        "        os._exit(0)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=sys.stderr)\n"
     )
-    for writes in (2, 3, 6, 9):
-        command = [sys.executable, "-c", program, str(writes), str(data_dir), str(model), str(tmp_path / "parts")]
-        ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True)
-        assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert_same_run(whole, train(data_dir, model, tmp_path / "parts", resume=True, save_every_steps=every))
+    command = [sys.executable, "-c", program, str(data_dir), str(model), str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True)
+    assert ended.stderr.split() == [str(-signal.SIGKILL)] * 7, ended.stderr
+    for every in (None, 1):
+        whole = train(data_dir, model, tmp_path / "whole" / str(every), save_every_steps=every)
+        parts = train(data_dir, model, tmp_path / str(every), resume=True, save_every_steps=every)
+        assert_same_run(whole, parts)
 
 
 def test_resume_refuses_other_settings_and_data(data_dir, save_stock, tmp_path):

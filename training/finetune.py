@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from config import InputError
-from models.files import sha256
+from models.files import sha256, write_text
 from models.pretrained import save_tokenizer
+from models.trained import TASK
+from training import ranks
 from training.hardware import Precision, describe, make_deterministic, pick_device
 from training.interrupt import StopRequest
 from training.methods import Forward, Model, choose
 from training.network import Loaded, load_network
 from training.objectives import Examples, Objective, predict
+from training.parallel import part_again, put_together, shard
 from training.run import Run, refuse_full_disk
 from training.trainer import Trainer
 
@@ -41,6 +45,9 @@ class Task(Protocol):
     """
 
     score_first: bool
+
+    def describe(self) -> dict:
+        """What `predict.py` must know of it, as `models.trained.read_task` has it."""
 
     def build(self, loaded: Loaded, settings: dict) -> Model:
         """The network with the head that the task needs."""
@@ -85,6 +92,7 @@ def fine_tune(
     stop: StopRequest,
     store_features: bool = True,
     watch: Callable[[dict], None] | None = None,
+    more_to_come: int = 0,
 ) -> Trained:
     """Fine-tunes a checkpoint on `train` and keeps the best epoch by `dev`.
 
@@ -96,29 +104,35 @@ def fine_tune(
         splits: `train`, `dev`, and others to predict for.
         settings: the script's flags.
         watch: called with each epoch's metrics, once all is saved; what it raises ends training.
+        more_to_come: runs like it that the disk must have room for after it.
 
     Raises:
         InputError: the checkpoint, the device or a flag is at fault.
         Interrupted: the user asked to stop.
     """
-    precision = Precision(settings["precision"], pick_device(settings["device"]))
-    loaded = load_network(settings)
-    for start in filter(None, (loaded.source, loaded.adapter)):
-        if {folder.resolve() / part for part in REPLACED} & {start.resolve(), *start.resolve().parents}:
-            raise InputError(f"--output_dir {folder}: {start}, which it starts from, would be replaced; name another")
-    make_deterministic(settings["seed"], precision.device)
-    model = task.build(loaded, settings)
-    method = choose(settings, loaded, store_features)(model, settings)
-    model.to(precision.device)
+    with ranks.together():
+        precision = Precision(settings["precision"], pick_device(settings["device"]))
+        loaded = load_network(settings)
+        for start in filter(None, (loaded.source, loaded.adapter)):
+            if {folder.resolve() / part for part in REPLACED} & {start.resolve(), *start.resolve().parents}:
+                raise InputError(
+                    f"--output_dir {folder}: {start}, which it starts from, would be replaced; name another"
+                )
+        make_deterministic(settings["seed"], precision.device)
+        model = task.build(loaded, settings)
+        method = choose(settings, loaded, store_features)(model, settings)
+        examples = {key: task.encode(loaded.tokenizer, split) for key, split in splits.items()}
+        model.to(precision.device)
     facts = {
         "data": {split.path.name: sha256(split.path) for split in splits.values()},
         "model": loaded.hashes(),
-        "hardware": describe(precision.device),
+        "hardware": describe(precision.device) | {"processes": ranks.count()},
         "precision": precision.name,
         "parameters": count_parameters(model),
         "memory_bytes": fixed_memory(model),
     }
-    refuse_full_disk(folder, disk_space(settings, facts["memory_bytes"]))
+    needed = disk_space(settings, facts["memory_bytes"], more_to_come)
+    ranks.on_first(lambda: refuse_full_disk(folder, needed))
     run = Run(folder, settings, facts, settings["resume"])
     run.list_bad_rows([row for split in splits.values() for row in split.bad])
     print_costs(facts)
@@ -126,14 +140,27 @@ def fine_tune(
     def run_over(forward: Forward, examples: Examples, name: str) -> Tensor:
         return torch.from_numpy(predict(model, forward, examples, precision, stop, name))
 
-    def save_best() -> None:
-        save_tokenizer(loaded.tokenizer, run.best)
-        method.save(run.best)
+    def save_beside_weights(directory: Path) -> None:
+        write_text(directory / TASK, json.dumps(task.describe(), indent=2) + "\n")
+        save_tokenizer(loaded.tokenizer, directory)
 
-    examples = {key: task.encode(loaded.tokenizer, split) for key, split in splits.items()}
+    def write_best() -> dict[str, str]:
+        save_beside_weights(run.best)
+        method.save(run.best)
+        return run.hashes_of_best()
+
+    def save_best() -> dict[str, str]:
+        with put_together(model):
+            return ranks.on_first(write_best)
+
+    if settings["shard"] and ranks.count() > 1:
+        shard(model)
     forward, examples = method.start(examples, run_over)
+    part_again(model)
     ids = splits["train"].ids
     name_row = ids.__getitem__ if len(ids) == len(examples["train"]) else str
+    if ranks.rank():  # until here all drew the same numbers, for what is new in the network
+        torch.manual_seed(settings["seed"] + ranks.rank())
     trainer = Trainer(model, task.objective(model, forward), settings, run, save_best, precision, stop, watch, name_row)
     trainer.fit(examples["train"], examples["dev"], task.score_first)
     best_epoch = trainer.best_epoch
@@ -141,8 +168,12 @@ def fine_tune(
 
     best, forward = method.load(run.best)
     if settings["save_merged"]:
-        method.save_merged(run.best, run.path / "merged")
-        save_tokenizer(loaded.tokenizer, run.path / "merged")
+
+        def merge() -> None:
+            method.save_merged(run.best, run.path / "merged")
+            save_beside_weights(run.path / "merged")
+
+        ranks.on_first(merge)
     metrics = run.metrics()
     return Trained(
         run=run.path,
@@ -169,12 +200,14 @@ def fixed_memory(model: nn.Module) -> dict[str, int]:
     return {"weights": weights, "gradients": trained, "optimizer_state": 2 * trained}  # AdamW's two moments
 
 
-def disk_space(settings: dict, memory: dict[str, int]) -> int:
-    """Bytes that a run's folder grows to, with what is written before what it replaces is deleted."""
+def disk_space(settings: dict, memory: dict[str, int], more_to_come: int = 0) -> int:
+    """Bytes that a run's folder grows to, with what is written before what it replaces is deleted, and that stay of it
+    while others like it are made."""
     learned = memory["gradients"]
     model = learned if settings["use_lora"] else memory["weights"]
     state = learned + memory["optimizer_state"]
-    return 2 * model + 3 * state + (memory["weights"] if settings["save_merged"] else 0)
+    stays = model + (memory["weights"] if settings["save_merged"] else 0)
+    return stays + model + 3 * state + more_to_come * stays
 
 
 def print_costs(facts: dict) -> None:

@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from config import InputError
+from training import ranks
 
 NEEDS_LESS = "--micro_batch_size 1, --checkpoint_activations and --use_lora need less"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is a CUDA GPU, else Apple's, else the CPU.
+    """`auto` is a CUDA GPU, of several processes a GPU each, else Apple's, else the CPU.
 
     Raises:
         InputError: the device asked for is not there.
@@ -29,7 +30,13 @@ def pick_device(name: str) -> torch.device:
         name = next(device for device, present in there.items() if present)
     if not there[name]:
         raise InputError(f"--device {name}: this machine has none that torch can use; leave the flag out for auto")
-    return torch.device(name)
+    if name != "cuda" or ranks.count() == 1:
+        return torch.device(name)
+    number = ranks.local_number()
+    if number >= torch.cuda.device_count():
+        raise InputError(f"--device cuda: this machine has {torch.cuda.device_count()} for more processes than that")
+    torch.cuda.set_device(number)
+    return torch.device(name, number)
 
 
 class Precision:
@@ -78,7 +85,7 @@ class Precision:
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad()
-        return norm
+        return ranks.whole(norm)
 
 
 def _best(device: torch.device) -> str:
@@ -152,7 +159,7 @@ class PeakMemory:
         if self.device.type == "cuda":
             yield
             return
-        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        weights = {ranks.part(p).untyped_storage().data_ptr() for p in self.model.parameters()}
         saved = {}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -173,4 +180,4 @@ class PeakMemory:
         parameters = list(self.model.parameters())
         state = [t for values in self.optimizer.state.values() for t in values.values()]
         gradients = [p for p in parameters if p.requires_grad]
-        return self.kept + sum(t.nbytes for t in [*parameters, *gradients, *state])
+        return self.kept + sum(ranks.part(t).nbytes for t in [*parameters, *gradients, *state])

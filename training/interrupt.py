@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+from training import ranks
+
 
 class Interrupted(Exception):
     """The user asked to stop; everything worth keeping is saved."""
@@ -36,8 +38,20 @@ class StopRequest:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
+        if ranks.under_torchrun():  # it repeats the terminal's Ctrl-C, and kills what does not end in half a minute
+            return
         for other in (signal.SIGINT, signal.SIGTERM):
             signal.signal(other, signal.SIG_DFL)
+
+    def agree(self) -> int | None:
+        """The signal, if one has come to any of the processes."""
+        self.signum = ranks.highest(self.signum or 0) or None
+        return self.signum
+
+    def check_together(self) -> None:
+        """Raises Interrupted in all processes if a signal has come to any."""
+        self.agree()
+        self.check()
 
     def check(self) -> None:
         """Raises Interrupted if a signal has come."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from config import InputError
-from models.gpt2 import GPT2Model
+from models.gpt2 import GPT2Model, without_values
 from models.heads import GPT2ForSequenceClassification, GPT2LMHeadModel
 from models.pretrained import load_weights, save_pretrained
 from modules.embedding import RowsInUse, whole_vocabulary
@@ -32,7 +32,8 @@ class FullModel:
 
     def __init__(self, model: Model, settings: dict):
         self.model = model
-        self.leave_rows_out = settings["weight_decay"] == 0 and isinstance(model, GPT2ForSequenceClassification)
+        classifies = isinstance(model, GPT2ForSequenceClassification)
+        self.leave_rows_out = settings["weight_decay"] == 0 and classifies and not settings["shard"]
 
     def start(
         self, examples: dict[str, Examples], read: Callable[[Forward, Examples, str], Tensor]
@@ -46,8 +47,9 @@ class FullModel:
         Returns:
             What gives logits for a batch, and the examples it takes.
         """
+        network = self.model.transformer
+        self.device = network.ln_f.weight.device
         if self.leave_rows_out:
-            network = self.model.transformer
             used = torch.cat([texts.ids for texts in examples.values()]).unique().long()
             network.wte = RowsInUse(network.wte, used.to(network.wte.weight.device))
         return self.model, examples
@@ -58,11 +60,19 @@ class FullModel:
             save_pretrained(self.model, self.model.config, directory)
 
     def load(self, directory: Path) -> tuple[Model, Forward]:
-        """What `save` wrote there, to predict with: a model, and what in it gives logits. Training is over then."""
-        network = self.model.transformer
-        network.wte = getattr(network.wte, "whole", network.wte)
-        load_weights(self.model, directory)
-        return self.model.eval(), self.model
+        """What `save` wrote there, to predict with: a model, and what in it gives logits. Training is over then, and
+        the model that was trained makes room."""
+        self.model.to("meta")
+        model = self._on(without_values(GPT2Model, self.model.config))
+        load_weights(model, directory)
+        model = model.to(self.device).eval()
+        return model, model
+
+    def _on(self, network: GPT2Model) -> Model:
+        """The model that is trained, as it is built, on another network."""
+        if isinstance(self.model, GPT2LMHeadModel):
+            return GPT2LMHeadModel(network)
+        return GPT2ForSequenceClassification(network, list(self.model.config.id2label.values()))
 
 
 class LastLinearLayer(FullModel):
@@ -78,6 +88,7 @@ class LastLinearLayer(FullModel):
         model.freeze_transformer()
 
     def start(self, examples, read):
+        super().start(examples, read)
         if not self.store_features:
             return self.model, examples
         features = {
@@ -87,8 +98,8 @@ class LastLinearLayer(FullModel):
         return self.model.classify, features
 
     def load(self, directory):
-        super().load(directory)
-        return self.model, self.model.classify if self.store_features else self.model
+        model, forward = super().load(directory)
+        return model, model.classify if self.store_features else forward
 
 
 class LowRank(FullModel):
@@ -107,28 +118,23 @@ class LowRank(FullModel):
         if loaded.adapter:
             raise InputError(f"--use_lora: {loaded.adapter} is an adapter already; take what --save_merged writes")
         super().__init__(model, settings)
-        self.leave_rows_out, self.source, self.device = False, loaded.source, None
+        self.leave_rows_out, self.source = False, loaded.source
         names = ("rank", "alpha", "dropout", "target", "variant")
         self.lora = Lora(model, loaded.name, **{name: settings[f"lora_{name}"] for name in names})
-
-    def start(self, examples, read):
-        self.device = self.model.transformer.ln_f.weight.device
-        return super().start(examples, read)
 
     def save(self, directory):
         self.lora.save(directory)
 
     def load(self, directory):
-        """From the file and a fresh network, as a user would; the one that was trained makes room for it."""
         self.model.to("meta")
         adapters = self._adapters(directory)
-        model = self._with(adapters.holder.transformer, adapters)
+        model = self._with_head(adapters.holder.transformer, adapters)
         return model, model
 
     def save_merged(self, adapter: Path, directory: Path) -> None:
         """Writes a model with the adapter folded into its weights."""
         adapters = self._adapters(adapter)
-        model = self._with(adapters.merge(), adapters)
+        model = self._with_head(adapters.merge(), adapters)
         save_pretrained(model, model.config, directory)
 
     def _adapters(self, directory: Path):
@@ -138,14 +144,12 @@ class LowRank(FullModel):
         adapters.load("best", directory)
         return adapters
 
-    def _with(self, network: GPT2Model, adapters) -> Model:
-        """The model that is trained, on another network and with the adapter's head."""
-        if isinstance(self.model, GPT2LMHeadModel):
-            return GPT2LMHeadModel(network).eval()
-        model = GPT2ForSequenceClassification(network, list(self.model.config.id2label.values()))
-        with torch.no_grad():
-            model.score.weight.copy_(adapters.heads["best"])
-        return model.to(model.transformer.ln_f.weight.device).eval()
+    def _with_head(self, network: GPT2Model, adapters) -> Model:
+        model = self._on(network)
+        if isinstance(model, GPT2ForSequenceClassification):
+            with torch.no_grad():
+                model.score.weight.copy_(adapters.heads["best"])
+        return model.to(self.device).eval()
 
 
 def choose(settings: dict, loaded: Loaded, store_features: bool = True) -> Callable[..., FullModel]:

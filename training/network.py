@@ -8,7 +8,7 @@ from pathlib import Path
 from config import GPT2Config, InputError, read_json
 from models.files import sha256
 from models.gpt2 import GPT2Model
-from models.pretrained import EMBEDDED, PUBLISHED, load_tokenizer, locate
+from models.pretrained import EMBEDDED, PUBLISHED, load_tokenizer, locate, refuse_not_finite
 
 
 @dataclass
@@ -25,12 +25,19 @@ class Source:
     name: str
 
     def hashes(self) -> dict[str, str]:
-        """Of the files that decide what the network computes, by name."""
+        """Of the files that decide what the network computes, by name.
+
+        Raises:
+            InputError: one of them cannot be read.
+        """
         names = ("config.json", "tokenizer.json", "vocab.json", "merges.txt")
         files = [path for path in sorted(self.source.iterdir()) if path.suffix == ".safetensors" or path.name in names]
         if self.adapter:
             files += [self.adapter / name for name in ("adapter_config.json", "adapter_model.safetensors")]
-        return {path.name: sha256(path) for path in files if path.is_file()}
+        try:
+            return {path.name: sha256(path) for path in files if path.is_file()}
+        except OSError as error:
+            raise InputError(f"{error.filename or self.source}: cannot be read: {error.strerror or error}") from error
 
 
 @dataclass
@@ -88,6 +95,8 @@ def load_network(settings: dict) -> Loaded:
         adapters = Adapters(network)
         adapters.load("it", found.adapter)
         network = adapters.merge()
+        for name, parameter in network.named_parameters():
+            refuse_not_finite(found.adapter, f"{name}, with the adapter folded in,", parameter)
     return Loaded(found.source, found.adapter, found.name, network, tokenizer)
 
 

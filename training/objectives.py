@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from models.heads import GPT2LMHeadModel
+from training import ranks
 from training.batching import Batch, FeatureExamples, Pieces, TokenExamples, by_length
 from training.hardware import Precision
 from training.interrupt import StopRequest
@@ -101,14 +102,14 @@ class NextToken:
         loss = total_loss(self.model, examples, precision) / sum(examples.lengths)
         if not np.isfinite(loss):
             raise TrainingFailed("the validation loss is no longer a finite number; try a lower --lr")
-        stop.check()
+        stop.check_together()
         return {"val_loss": loss}
 
     def merit(self, scores: dict[str, float]) -> float:
         return -scores["val_loss"]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(
     model: nn.Module,
     forward: Callable[..., Tensor],
@@ -126,28 +127,37 @@ def predict(
         Interrupted: the user asked to stop.
     """
     model.eval()
-    outputs: list[np.ndarray] = []
-    order: list[int] = []
+    result = None
     with tqdm(total=len(examples), desc=name, unit=" examples", disable=None, leave=False) as bar:
-        for indices in by_length(examples.lengths):
+        for indices, counts in _dealt(examples.lengths):
             indices = sorted(indices, key=examples.lengths.__getitem__)  # the order a batch puts them in
-            batch = examples.batch(indices, precision.device)
             with precision.autocast():
-                outputs.append(forward(*batch.inputs).float().cpu().numpy())
-            order += indices
-            bar.update(batch.examples)
-            stop.check()
-    result = np.concatenate(outputs)
-    result[order] = result.copy()
-    return result
+                outputs = forward(*examples.batch(indices, precision.device).inputs).float().cpu()
+            if result is None:
+                result = outputs.new_zeros(len(examples), *outputs.shape[1:])
+            if counts:
+                result[indices] = outputs
+            bar.update(len(indices) * ranks.count())
+            stop.check_together()
+    return ranks.total(result).numpy()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def total_loss(model: GPT2LMHeadModel, pieces: Pieces, precision: Precision) -> float:
     """Sum over all tokens of their cross-entropy, in nats, with the model in evaluation mode."""
     model.eval()
     total = 0.0
-    for indices in by_length(pieces.lengths):
+    for indices, counts in _dealt(pieces.lengths):
         with precision.autocast():
-            total += model.loss(*pieces.batch(indices, precision.device).inputs).item()
-    return total
+            loss = model.loss(*pieces.batch(indices, precision.device).inputs).item()
+        total += loss if counts else 0.0
+    return ranks.total(torch.tensor(total, dtype=torch.float64)).item()
+
+
+def _dealt(lengths: list[int]) -> Iterator[tuple[list[int], bool]]:
+    """This process's part of the batches to evaluate, and whether they count: each process gets as many as the others,
+    if need be one that is another's."""
+    batches = list(by_length(lengths))
+    for start in range(0, len(batches), ranks.count()):
+        own = start + ranks.rank()
+        yield (batches[own], True) if own < len(batches) else (batches[start], False)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from tqdm import tqdm
 
 from models.heads import GPT2LMHeadModel
 from optimizer import Muon
-from training.batching import Batch, Pieces, shuffled
+from training import ranks
+from training.batching import Pieces, shuffled
 from training.checkpoint import load_state, save_state
 from training.hardware import Precision
 from training.interrupt import StopRequest
-from training.objectives import TrainingFailed, total_loss
+from training.objectives import NextToken, TrainingFailed, total_loss
 from training.run import Run
+from training.update import Update
 
 WARM_UP = 0.02  # of the budget
-MAX_NORM = 1.0  # of a step's gradient
 # 500,000 tokens, 3 layers x 224, 1,024 tokens a step, held-out nats a token: AdamW at 1e-3 for everything 6.22; at 5e-4
 # for the matrices and 2e-3 for the embeddings 6.09; Muon for the matrices, with embeddings at 1e-3 6.06, at 4e-3 5.90.
 MATRIX_RATE = 20 / 3  # times that of AdamW: 0.02 with its default
@@ -34,6 +35,8 @@ class Progress:
     step: int = 0  # steps done in the pass under way
     steps: int = 0
     saves: int = 0
+    micro_batch_size: int | None = None  # that of the settings, or what fitted into memory
+    lines: list[dict] = field(default_factory=list)  # of `metrics.jsonl`
     tokens: int = 0
     seconds: float = 0.0
     loss_sum: float = 0.0  # since the last line of metrics
@@ -48,8 +51,8 @@ class Pretrainer:
     Args:
         model: in training from its present weights.
         train, held_out: what to learn from, and what to score on.
-        settings: the flags `tokens` or `minutes`, `batch_tokens`, `lr`, `weight_decay`, `seed`, `save_every_steps`,
-            `eval_every_steps`.
+        settings: the flags `tokens` or `minutes`, `batch_tokens`, `micro_batch_size`, `max_grad_norm`, `lr`,
+            `weight_decay`, `seed`, `save_every_steps`, `eval_every_steps`.
         run: where metrics and saves go.
         precision: what to compute in, and where.
         stop: asked after every step whether the user wants an end.
@@ -69,6 +72,8 @@ class Pretrainer:
         self.settings, self.run, self.precision, self.stop = settings, run, precision, stop
         self.parameters = dict(model.named_parameters())
         self.optimizer = make_optimizer(model, settings["weight_decay"])
+        limits = settings["micro_batch_size"], settings["max_grad_norm"]
+        self.update = Update(model, NextToken(model), self.optimizer, precision, *limits)
         self.progress = Progress()
 
     def fit(self) -> None:
@@ -79,8 +84,9 @@ class Pretrainer:
             TrainingFailed: the loss is not a finite number.
         """
         if self.run.resuming:
-            self.progress = Progress(**load_state(self.run.last, self.parameters, self.optimizer))
-            self.run.keep_lines(lambda line: line["step"] <= self.progress.steps)
+            self.progress = load_state(self.run.last, self.parameters, self.optimizer, Progress)
+            self.run.write_lines(self.progress.lines)
+            self.update.micro_batch_size = self.progress.micro_batch_size
             if self.progress.scaler:
                 self.precision.scaler.load_state_dict(self.progress.scaler)
         form = "{desc} {n:.1f}% |{bar}| {elapsed}<{remaining}"
@@ -102,40 +108,38 @@ class Pretrainer:
         self.model.train()
         while progress.step < len(batches) and self.spent() < 1:
             started = time.perf_counter()
-            batch = self.train.batch(batches[progress.step], self.precision.device)
-            loss = self._step(batch)
+            tokens = sum(self.train.lengths[i] for i in batches[progress.step])
+            loss = self._step(batches[progress.step])
             progress.step += 1
             progress.steps += 1
-            progress.tokens += batch.tokens
-            progress.loss_sum += loss * batch.tokens
-            progress.loss_tokens += batch.tokens
-            progress.seconds += time.perf_counter() - started
+            progress.tokens += tokens
+            progress.loss_sum += loss
+            progress.loss_tokens += tokens
+            progress.seconds = ranks.shared(progress.seconds + time.perf_counter() - started)
             if not bar.disable:
                 speed = progress.tokens / progress.seconds
-                bar.set_description_str(f"loss {loss:.3f}, {speed:.0f} tokens/s", refresh=False)
+                bar.set_description_str(f"loss {loss / tokens:.3f}, {speed:.0f} tokens/s", refresh=False)
                 bar.update(min(100, 100 * self.spent()) - bar.n)
             evaluating = progress.steps % self.settings["eval_every_steps"] == 0 or self.spent() >= 1
             if evaluating:
                 self._evaluate()
             every = self.settings["save_every_steps"]
-            if evaluating or (every and progress.steps % every == 0) or self.stop.signum is not None:
+            if self.stop.agree() is not None or evaluating or (every and progress.steps % every == 0):
                 progress.saves += 1
+                progress.micro_batch_size = self.update.micro_batch_size
                 progress.scaler = self.precision.scaler.state_dict()
                 save_state(self.run.last, self.parameters, self.optimizer, asdict(progress))
                 self.stop.check()
         if progress.step == len(batches):
             progress.passes, progress.step = progress.passes + 1, 0
 
-    def _step(self, batch: Batch) -> float:
-        """One update; returns the mean loss."""
+    def _step(self, indices: list[int]) -> float:
+        """One update; returns the summed loss."""
         spent = self.spent()
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings["lr"] * group["rate"] * min((spent + 1e-4) / WARM_UP, 1 - spent)
-        with self.precision.autocast():
-            loss = self.model.loss(*batch.inputs) / batch.tokens
-        self.precision.backward(loss)
-        norm = self.precision.step(self.optimizer, MAX_NORM)
-        loss = loss.item()
+        sums, norm = self.update(self.train, indices)
+        loss = sums[0].item()
         if not math.isfinite(loss if self.precision.skips_steps else loss + norm):
             raise TrainingFailed(
                 f"step {self.progress.steps + 1}: the loss or its gradient is not a finite number; try a lower --lr"
@@ -156,6 +160,7 @@ class Pretrainer:
             "eval_seconds": round(time.perf_counter() - started, 3),
         }
         progress.loss_sum, progress.loss_tokens = 0.0, 0
+        progress.lines.append(metrics)
         self.run.log(metrics)
         spent = min(1, self.spent())
         left = progress.seconds * (1 - spent) / spent / 60

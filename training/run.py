@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from config import InputError, read_json, refuse_special
 from models.files import remove_leftovers, sha256, write_text
+from training import ranks
 
 _PACKAGES = (
     "torch", "transformers", "tokenizers", "peft", "safetensors", "huggingface_hub", "scikit-learn", "numpy",
@@ -25,7 +26,7 @@ _PACKAGES = (
 # with the model afterwards. They may differ between a run and its resumption.
 WHERE = {
     "resume", "demo", "save_every_steps", "output_dir", "predictions_dir", "data_dir", "corpus", "leave_out",
-    "model_path", "device",
+    "model_path", "device", "shard", "push_to_hub",
 }  # fmt: skip
 _AFTERWARDS = {
     "prediction_labels", "save_merged", "temperature", "top_k", "top_p", "num_candidates", "max_new_tokens",
@@ -35,21 +36,25 @@ _MUST_AGREE = ("data", "model", "precision")
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within it, no other process may have the run's folder. A process that dies loses it.
+    """Within it, no other run may have the folder. A process that dies loses it.
 
     Raises:
         InputError: another one has it, or it cannot be written to.
     """
     lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(
-            f"--output_dir {folder}: another run is at work there; wait for it, or name another"
-        ) from error
-    except OSError as error:
-        raise InputError(f"--output_dir {folder}: cannot be written to: {error.strerror or error}") from error
+
+    def acquire() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"--output_dir {folder}: another run is at work there; wait for it, or name another"
+            ) from error
+        except OSError as error:
+            raise InputError(f"--output_dir {folder}: cannot be written to: {error.strerror or error}") from error
+
+    ranks.on_first(acquire)
     try:
         yield
     finally:
@@ -84,26 +89,32 @@ class Run:
     def __init__(self, path: Path, settings: dict, facts: dict, resume: bool = False):
         self.path, self.best, self.last = path, path / "best", path / "last"
         self.metrics_file = path / "metrics.jsonl"
-        config = path / "config.json"
+        resume = ranks.restarted() or resume
+        self.resuming = ranks.on_first(lambda: self._begin(settings, facts, resume))
+
+    def _begin(self, settings: dict, facts: dict, resume: bool) -> bool:
+        """Makes the folder ready, and says whether there is something to go on with."""
+        config = self.path / "config.json"
         self._refuse_what_is_no_run(config)
-        self.resuming = resume and config.is_file() and any(self.last.glob("[!.]*"))
-        if self.resuming:
+        resuming = resume and config.is_file() and any(self.last.glob("[!.]*"))
+        if resuming:
             self._refuse_other_settings(config, settings, facts)
         else:
             if resume:
-                print(f"{path}: nothing to resume there; starting afresh", flush=True)
+                print(f"{self.path}: nothing to resume there; starting afresh", flush=True)
             elif self.metrics_file.is_file():
-                print(f"{path}: replacing the earlier run", flush=True)
+                print(f"{self.path}: replacing the earlier run", flush=True)
             # In this order: a state without its model would pass for finished.
-            for old in (self.last, self.best, path / "merged"):
+            for old in (self.last, self.best, self.path / "merged"):
                 if old.exists():
                     shutil.rmtree(old)
-            for old in (self.metrics_file, path / "scores.json"):
+            for old in (self.metrics_file, self.path / "scores.json"):
                 old.unlink(missing_ok=True)
-        for folder in (path, self.best, self.last, path / "merged"):
+        for folder in (self.path, self.best, self.last, self.path / "merged"):
             remove_leftovers(folder)
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]}
         write_text(config, json.dumps({"settings": settings, "versions": versions} | facts, indent=2) + "\n")
+        return resuming
 
     def _refuse_what_is_no_run(self, config: Path) -> None:
         """Nothing that this program did not make is replaced."""
@@ -113,6 +124,12 @@ class Run:
             ours = False
         if not ours or (not config.exists() and (self.best.exists() or self.last.exists())):
             raise InputError(f"--output_dir {self.path}: there is something else in it, which a run would replace")
+        for folder in (self.best, self.last, self.path / "merged"):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise InputError(f"{folder}: is no folder, where a run makes one; move it, or name another")
+        for name in ("metrics.jsonl", "scores.json", "bad_rows.jsonl"):
+            if os.path.lexists(self.path / name) and not (self.path / name).is_file():
+                raise InputError(f"{self.path / name}: is no file, where a run writes one; move it, or name another")
 
     def _refuse_other_settings(self, config: Path, settings: dict, facts: dict) -> None:
         try:
@@ -136,13 +153,15 @@ class Run:
     def list_bad_rows(self, rows: list) -> None:
         """Writes the rows left out to `bad_rows.jsonl`, a JSON object of their fields a line, and says how many."""
         lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
-        write_text(self.path / "bad_rows.jsonl", "".join(lines))
+        ranks.on_first(lambda: write_text(self.path / "bad_rows.jsonl", "".join(lines)))
         if rows:
             print(f"{len(rows)} rows that cannot be used are left out: {self.path / 'bad_rows.jsonl'}", flush=True)
 
     def hashes_of_best(self) -> dict[str, str]:
-        """Of the files in `best/`, by name, but for weights, which hold a checksum themselves."""
-        return {path.name: sha256(path) for path in self.best.glob("[!.]*") if path.suffix != ".safetensors"}
+        """Of the files in `best/`, by name, but for weights, which hold a checksum themselves, and the model's card,
+        which is written at the end."""
+        files = (path for path in self.best.glob("[!.]*") if path.suffix not in (".safetensors", ".md"))
+        return {path.name: sha256(path) for path in files}
 
     def refuse_damaged_best(self, hashes: dict[str, str]) -> None:
         """Raises InputError if a file in `best/` is not what `hashes_of_best` once said."""
@@ -154,9 +173,13 @@ class Run:
                 )
 
     def log(self, metrics: dict) -> None:
-        """Appends an epoch's line to `metrics.jsonl`."""
-        lines = self.metrics_file.read_text(encoding="utf-8") if self.metrics_file.is_file() else ""
-        write_text(self.metrics_file, lines + json.dumps(metrics) + "\n")
+        """Appends a line to `metrics.jsonl`."""
+
+        def append() -> None:
+            lines = self.metrics_file.read_text(encoding="utf-8") if self.metrics_file.is_file() else ""
+            write_text(self.metrics_file, lines + json.dumps(metrics) + "\n")
+
+        ranks.on_first(append)
 
     def metrics(self) -> list[dict]:
         """The epochs logged so far."""
@@ -173,10 +196,7 @@ class Run:
             raise InputError(f"{self.metrics_file}: not lines of metrics; leave out --resume to start afresh")
         return lines
 
-    def keep_lines(self, wanted: Callable[[dict], bool]) -> None:
-        """Drops lines whose work, the process having died before the save, is done again."""
-        self.write_lines([line for line in self.metrics() if wanted(line)])
-
     def write_lines(self, lines: list[dict]) -> None:
         """Replaces what is logged."""
-        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in lines))
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        ranks.on_first(lambda: write_text(self.metrics_file, text))

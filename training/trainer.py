@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -13,13 +12,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from optimizer import AdamW
+from training import ranks
 from training.batching import shuffled
 from training.checkpoint import load_state, save_state
 from training.early_stopping import EarlyStopping
-from training.hardware import NEEDS_LESS, PeakMemory, Precision
+from training.hardware import Precision
 from training.interrupt import Interrupted, StopRequest
 from training.objectives import Examples, Objective, TrainingFailed
 from training.run import Run
+from training.update import Update
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Progress:
     waited: int = 0  # epochs since then
     best_files: dict[str, str] | None = None  # hashes of what it wrote
     saves: int = 0
-    micro_batch_size: int | None = None  # where that of the settings did not fit into memory
+    micro_batch_size: int | None = None  # that of the settings, or what fitted into memory
     lines: list[dict] = field(default_factory=list)  # of `metrics.jsonl`, should that be damaged
     sums: list[float] | None = None  # of the objective, over the epoch under way
     examples: int = 0
@@ -51,7 +52,7 @@ class Trainer:
         settings: the flags `epochs`, `patience`, `batch_size`, `micro_batch_size`, `max_grad_norm`, `lr`,
             `weight_decay`, `seed` and `save_every_steps`.
         run: where metrics and saves go.
-        save_best: writes the model as it stands to `run.best`.
+        save_best: writes the model as it stands to `run.best`, and returns the hashes of what it wrote.
         precision: what to compute in, and where.
         stop: asked after every step whether the user wants an end.
         watch: called with each epoch's metrics, once all is saved; what it raises ends training.
@@ -64,7 +65,7 @@ class Trainer:
         objective: Objective,
         settings: dict,
         run: Run,
-        save_best: Callable[[], None],
+        save_best: Callable[[], dict[str, str]],
         precision: Precision,
         stop: StopRequest,
         watch: Callable[[dict], None] | None = None,
@@ -75,7 +76,8 @@ class Trainer:
         self.name_row = name_row
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = AdamW(self.parameters.values(), lr=settings["lr"], weight_decay=settings["weight_decay"])
-        self.memory = PeakMemory(model, self.optimizer, precision.device)
+        limits = settings["micro_batch_size"], settings["max_grad_norm"]
+        self.update = Update(model, objective, self.optimizer, precision, *limits)
         self.progress = Progress()
         self.stopping = EarlyStopping(settings["patience"])
 
@@ -100,7 +102,7 @@ class Trainer:
         while not self._done():
             self._train_epoch(train)
             self._finish_epoch(dev)
-        self.run.refuse_damaged_best(self.progress.best_files or {})
+        ranks.on_first(lambda: self.run.refuse_damaged_best(self.progress.best_files or {}))
         waited = self.stopping.waited
         why = f"{waited} in a row without a better one (--patience)" if self.stopping.over else "all of --epochs"
         print(f"ended after epoch {self.progress.epoch}: {why}; the best is epoch {self.best_epoch}", flush=True)
@@ -108,7 +110,7 @@ class Trainer:
     def _train_epoch(self, train: Examples) -> None:
         progress, device, every = self.progress, self.precision.device, self.settings["save_every_steps"]
         batches = shuffled(len(train), self.settings["batch_size"], self.settings["seed"], progress.epoch)
-        largest = max(range(len(batches)), key=lambda step: self._widest(train, batches[step]))
+        largest = max(range(len(batches)), key=lambda step: self.update.widest(train, batches[step]))
         exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPU knows no float64
         sums = torch.tensor(progress.sums or [0.0, 0.0], dtype=exact, device=device)
         label = f"epoch {progress.epoch + 1}/{self.settings['epochs']}"
@@ -118,14 +120,14 @@ class Trainer:
         self.model.train()
         while progress.step < len(batches):
             indices = batches[progress.step]
-            more, norm = self._step(train, indices, watched=progress.step == largest)
+            more, norm = self.update(train, indices, watched=progress.step == largest)
             sums += more
             unseen.append(more[0] if self.precision.skips_steps else more[0] + norm)
             progress.step += 1
             progress.examples += len(indices)
             progress.tokens += sum(train.lengths[i] for i in indices)
             bar.update(len(indices))
-            save = (every and progress.step % every == 0) or self.stop.signum is not None
+            save = self.stop.agree() is not None or (every and progress.step % every == 0)
             done = progress.step == len(batches)
             if save or done or device.type == "cpu" or progress.step % 10 == 0:  # looking at a number waits for a GPU
                 self._refuse_what_is_not_finite(unseen, label, batches)
@@ -140,52 +142,6 @@ class Trainer:
                 self._save()
                 self.stop.check()
         bar.close()
-
-    def _step(self, train: Examples, indices: list[int], watched: bool) -> tuple[Tensor, Tensor]:
-        """One update; returns what the objective adds up, and the gradient's norm."""
-        on_gpu = self.precision.device.type == "cuda"
-        random = torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None
-        while True:
-            try:
-                sums = self._accumulate(train, indices, watched)
-            except torch.OutOfMemoryError:
-                self._halve(len(indices))
-                self.optimizer.zero_grad()
-                torch.set_rng_state(random[0])
-                if on_gpu:
-                    torch.cuda.set_rng_state(random[1])
-                    torch.cuda.empty_cache()
-            else:
-                return sums, self.precision.step(self.optimizer, self.settings["max_grad_norm"])
-
-    def _accumulate(self, train: Examples, indices: list[int], watched: bool) -> Tensor:
-        """The gradient of a batch's mean loss, piece by piece; returns what the objective adds up."""
-        size = self.objective.size([train.lengths[i] for i in indices])
-        total = 0
-        for piece in self._pieces(train, indices):
-            batch = train.batch(piece, self.precision.device)
-            with self.precision.autocast(), self.memory.watch() if watched else nullcontext():
-                loss, sums = self.objective.loss(batch)
-            self.precision.backward(loss / size)
-            total = total + sums
-        return total
-
-    def _pieces(self, train: Examples, indices: list[int]) -> list[list[int]]:
-        """Cuts a batch into what is in memory at once, texts of like length together."""
-        size = self.progress.micro_batch_size or self.settings["micro_batch_size"] or len(indices)
-        indices = sorted(indices, key=train.lengths.__getitem__)
-        return [indices[start : start + size] for start in range(0, len(indices), size)]
-
-    def _widest(self, train: Examples, indices: list[int]) -> int:
-        """Tokens in memory at once, at most."""
-        return max(sum(train.lengths[i] for i in piece) for piece in self._pieces(train, indices))
-
-    def _halve(self, examples: int) -> None:
-        size = min(self.progress.micro_batch_size or self.settings["micro_batch_size"] or examples, examples)
-        if size == 1:
-            raise TrainingFailed(f"out of memory with one text at once; {NEEDS_LESS}")
-        self.progress.micro_batch_size = half = (size + 1) // 2
-        print(f"out of memory with {size} texts at once; going on with --micro_batch_size {half}", flush=True)
 
     def _refuse_what_is_not_finite(self, numbers: list[Tensor], label: str, batches: list[list[int]]) -> None:
         for step, number in enumerate(numbers, start=self.progress.step - len(numbers)):
@@ -218,13 +174,12 @@ class Trainer:
             "eval_seconds": seconds,
             "train_examples": progress.examples,
             "train_tokens": progress.tokens,
-            "peak_memory_bytes": self.memory.bytes(),
+            "peak_memory_bytes": ranks.highest(self.update.memory.bytes()),
         }
         speed = f"{progress.examples / progress.seconds:.0f} examples/s"
         print(f"epoch {metrics['epoch']}/{self.settings['epochs']}: {_in_words(metrics)}, {speed}", flush=True)
         if self.stopping.improves(self.objective.merit(scores)):
-            self.save_best()
-            progress.best_files = self.run.hashes_of_best()
+            progress.best_files = self.save_best()
         self._log(metrics)
         self.progress = Progress(
             progress.epoch + 1,
@@ -233,7 +188,6 @@ class Trainer:
             best_files=progress.best_files,
             lines=progress.lines,
             saves=progress.saves,
-            micro_batch_size=progress.micro_batch_size,
         )
         self._save()
         if self.watch:
@@ -252,17 +206,19 @@ class Trainer:
         return self.progress.epoch == self.settings["epochs"] or self.stopping.over
 
     def _save(self) -> None:
-        self.progress.saves += 1
-        self.progress.scaler = self.precision.scaler.state_dict()
-        self.progress.kept_memory = self.memory.kept
+        progress = self.progress
+        progress.saves += 1
+        progress.scaler = self.precision.scaler.state_dict()
+        progress.micro_batch_size, progress.kept_memory = self.update.micro_batch_size, self.update.memory.kept
         parameters = {} if self._done() else self.parameters  # then nothing but that is worth keeping
-        save_state(self.run.last, parameters, self.optimizer, asdict(self.progress))
+        save_state(self.run.last, parameters, self.optimizer, asdict(progress))
 
     def _restore(self) -> None:
-        self.progress = Progress(**load_state(self.run.last, self.parameters, self.optimizer))
+        self.progress = load_state(self.run.last, self.parameters, self.optimizer, Progress)
         self.stopping = EarlyStopping(self.settings["patience"], self.progress.best, self.progress.waited)
         self.run.write_lines(self.progress.lines)
-        self.memory.kept = self.progress.kept_memory
+        self.update.micro_batch_size = self.progress.micro_batch_size
+        self.update.memory.kept = self.progress.kept_memory
         if self.progress.scaler:
             self.precision.scaler.load_state_dict(self.progress.scaler)
 

@@ -1,0 +1,109 @@
+"""One step of training: the gradient of a batch's mean loss, however the batch is cut, and what is made of it."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from training import ranks
+from training.hardware import NEEDS_LESS, PeakMemory, Precision
+from training.objectives import Examples, Objective, TrainingFailed
+from training.parallel import data_parallel
+
+
+class Update:
+    """Deals a batch out to the processes, and cuts each one's part into pieces that fit into memory.
+
+        batch of 7, 2 processes, micro_batch_size 2        rank 0: [a c] [e g]        rank 1: [b d] [f]
+
+    The result is that of the whole batch at once, but for rounding and for which numbers dropout draws.
+
+    Args:
+        model: holds the parameters that `optimizer` trains.
+        objective: what is lowered.
+        precision: what to compute in, and where.
+        micro_batch_size: texts that a process has in memory at once; None for all of its part.
+        max_grad_norm: what a gradient is cut to; None for no limit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        micro_batch_size: int | None,
+        max_grad_norm: float | None,
+    ):
+        self.objective, self.optimizer, self.precision = objective, optimizer, precision
+        self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
+        self.loss, self.alone = data_parallel(model, objective)
+        self.memory = PeakMemory(model, optimizer, precision.device)
+
+    def __call__(self, train: Examples, indices: list[int], watched: bool = False) -> tuple[Tensor, Tensor]:
+        """Updates the parameters by the examples at `indices`.
+
+        Args:
+            watched: see what memory it takes.
+
+        Returns:
+            (2,) what the objective adds up, and the gradient's norm.
+
+        Raises:
+            TrainingFailed: one example alone fills the memory.
+        """
+        on_gpu = self.precision.device.type == "cuda"
+        random = torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None
+        while True:
+            try:
+                sums = self._accumulate(train, indices, watched)
+            except torch.OutOfMemoryError:
+                if ranks.count() > 1:  # the others wait for this one's gradients
+                    raise
+                self._halve(len(indices))
+                self.optimizer.zero_grad()
+                torch.set_rng_state(random[0])
+                if on_gpu:
+                    torch.cuda.set_rng_state(random[1])
+                    torch.cuda.empty_cache()
+            else:
+                return sums, self.precision.step(self.optimizer, self.max_grad_norm)
+
+    def _accumulate(self, train: Examples, indices: list[int], watched: bool) -> Tensor:
+        size = self.objective.size([train.lengths[i] for i in indices]) / ranks.count()  # gradients are averaged
+        pieces = self._pieces(train, indices)
+        total = 0
+        for number, (piece, counts) in enumerate(pieces, start=1):
+            batch = train.batch(piece, self.precision.device)
+            with self.alone() if number < len(pieces) else nullcontext():
+                with self.precision.autocast(), self.memory.watch() if watched else nullcontext():
+                    loss, sums = self.loss(batch)
+                if not counts:
+                    loss, sums = 0 * loss, 0 * sums
+                self.precision.backward(loss / size)
+            total = total + sums
+        return ranks.total(total)
+
+    def _pieces(self, train: Examples, indices: list[int]) -> list[tuple[list[int], bool]]:
+        """This process's part of a batch, texts of like length together, and whether each piece counts: processes work
+        in step, so one with less to do than the others is given something to do for nothing."""
+        indices = sorted(indices, key=train.lengths.__getitem__)
+        part = indices[ranks.rank() :: ranks.count()]
+        most = math.ceil(len(indices) / ranks.count())  # texts of a part
+        size = min(self.micro_batch_size or most, most)
+        pieces = [(part[start : start + size], True) for start in range(0, len(part), size)]
+        return pieces + [(indices[:1], False)] * (math.ceil(most / size) - len(pieces))
+
+    def widest(self, train: Examples, indices: list[int]) -> int:
+        """Tokens in memory at once, at most."""
+        return max(sum(train.lengths[i] for i in piece) for piece, _ in self._pieces(train, indices))
+
+    def _halve(self, examples: int) -> None:
+        size = min(self.micro_batch_size or examples, examples)
+        if size == 1:
+            raise TrainingFailed(f"out of memory with one text at once; {NEEDS_LESS}")
+        self.micro_batch_size = half = (size + 1) // 2
+        print(f"out of memory with {size} texts at once; going on with --micro_batch_size {half}", flush=True)
