@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +86,6 @@ def noise(seeds: Tensor, step: int | Tensor, tokens: Tensor) -> Tensor:
     return ((x >> 41 & 0x7FFFFF).float() + 0.5) / (1 << 23)  # as many bits as float32 holds, so that none becomes 1
 
 
-@torch.inference_mode()
 def generate(
     model: GPT2LMHeadModel,
     prompts: Sequence[Sequence[int]],
@@ -112,10 +112,26 @@ def generate(
         ValueError: a prompt that is empty, longer than the context, or holds an id outside the vocabulary; or not as
             many seeds as prompts.
     """
+    steps = write(model, prompts, max_new_tokens, sampling, seeds, num_candidates, is_done)
+    return next(iter(deque(steps, maxlen=1)), [])  # as the last one has it
+
+
+@torch.inference_mode()
+def write(
+    model: GPT2LMHeadModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    num_candidates: int = 1,
+    is_done: Callable[[int, list[int]], bool] | None = None,
+) -> Iterator[list[list[list[int]]]]:
+    """As `generate`, for who wants to read along: yields what is written so far, the same lists each time, to begin
+    with and after every token."""
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds")
     if not prompts:
-        return []
+        return
     model.eval()
     network, end, weight = model.transformer, model.config.eos_token_id, model.transformer.ln_f.weight
     device = weight.device
@@ -131,6 +147,8 @@ def generate(
     cache = Cache(model.config, lengths, capacity, device, dtype)
     state = network.encode(tokens, rows, only_last=True, cache=cache)  # (prompts, C)
     texts = [_Text(prompt, limit) for prompt, limit in enumerate(limits) for _ in range(num_candidates)]
+    written = [[text.tokens for text in texts if text.prompt == prompt] for prompt in range(len(prompts))]
+    yield written
     live = texts
     if num_candidates > 1:
         places = torch.tensor([text.prompt for text in live], device=device)
@@ -147,6 +165,7 @@ def generate(
                 text.tokens.append(token)
                 text.done = token == end or len(text.tokens) == text.limit
                 text.done = text.done or (is_done is not None and is_done(text.prompt, text.tokens))
+        yield written
         running = [row for row, text in enumerate(live) if not text.done]
         if not running:
             break
@@ -156,7 +175,6 @@ def generate(
             cache.select(kept)
             drawn, seeds = drawn[kept], seeds[kept]
         state = network.encode(drawn, cache.grow(), cache=cache)
-    return [[text.tokens for text in texts if text.prompt == prompt] for prompt in range(len(prompts))]
 
 
 class _Text:

@@ -206,9 +206,13 @@ class Adapters:
         _unwrap(fresh)
         return get_peft_model_state_dict(PeftModel(fresh, copy.deepcopy(config)), save_embedding_layers=False)
 
-    def use(self, name: str) -> None:
-        """Has the network compute with one of the adapters."""
-        self.peft.set_adapter(self.inner[name], inference_mode=True)
+    def use(self, name: str | None) -> None:
+        """Has the network compute with one of the adapters, or, for None, as it was without any."""
+        if name is not None:
+            self.peft.base_model.enable_adapter_layers()
+            self.peft.set_adapter(self.inner[name], inference_mode=True)
+        elif self.peft:
+            self.peft.base_model.disable_adapter_layers()
         self.name = name
 
     def logits(self, tokens: Tensor, rows: Rows) -> Tensor:

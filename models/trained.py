@@ -87,6 +87,18 @@ def read_task(directory: Path) -> TaskFile:
     return task
 
 
+def settings_of_run(directory: Path) -> dict:
+    """The flags of the run whose `best/` or `merged/` this is, as its `config.json` has them; none, if it is none.
+
+    Raises:
+        InputError: that file cannot be read.
+    """
+    run = directory.resolve().parent / "config.json"
+    saved = read_json(run) if directory.resolve().name in ("best", "merged") and run.is_file() else {}
+    settings = saved.get("settings") if isinstance(saved, dict) else None
+    return settings if isinstance(settings, dict) else {}
+
+
 def count_places(prompt: str | None) -> int:
     """How many texts go into a prompt.
 

@@ -115,7 +115,7 @@ def escaped(text: str) -> str:
     """Text that Markdown shows as it is, in one line."""
     text = "".join(c if c.isprintable() else " " for c in str(text))
     text = re.sub(r"([\\`*_\[\]!|<>~&$#])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"^(\d*)([=+.)-])", r"\1\\\2", text)  # would begin a heading or a list
+    return re.sub(r"^(\d*)([=+.)-])(?!\d)", r"\1\\\2", text)  # would begin a heading or a list
 
 
 def _table(title: str, columns: Sequence[str], rows: dict[str, Sequence[str]]) -> str:

@@ -15,9 +15,9 @@ from typing import TextIO
 import numpy as np
 import torch
 
-from config import InputError, read_json
+from config import InputError
 from models.generation import Sampling
-from models.trained import count_places
+from models.trained import count_places, settings_of_run
 from tasks.classification import probabilities
 from tasks.lines import Numbered
 from tasks.sonnets import Sonnets, complete, most_like_the_others, sonnets_in, written
@@ -171,17 +171,15 @@ def sampling_of(directory: Path, settings: dict) -> dict:
     Raises:
         InputError: flags that contradict one another.
     """
-    run = directory.resolve().parent / "config.json"
-    saved = read_json(run) if directory.resolve().name in ("best", "merged") and run.is_file() else {}
-    saved = saved.get("settings") if isinstance(saved, dict) else None
-    usual = SAMPLING | {"seed": 11711} | {k: v for k, v in (saved or {}).items() if k in (*SAMPLING, "seed")}
+    saved = {k: v for k, v in settings_of_run(directory).items() if k in (*SAMPLING, "seed")}
+    usual = SAMPLING | {"seed": 11711} | saved
     chosen = usual | {k: settings[k] for k in usual if settings[k] is not None}
     try:
         Sampling(chosen["temperature"], chosen["top_k"], chosen["top_p"])
         whole = all(isinstance(chosen[k], int) and chosen[k] >= 0 for k in ("max_new_tokens", "num_candidates", "seed"))
         problem = sampling_problem(chosen) if whole else "not whole numbers"
     except (TypeError, ValueError) as error:
-        raise InputError(f"{run}: {error}") from error
+        raise InputError(f"{directory.resolve().parent / 'config.json'}: {error}") from error
     if problem:
         raise InputError(problem)
     return chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 
 from config import InputError
 from models.files import write_text
-from models.generation import Sampling, generate
+from models.generation import Sampling, generate, write
 from models.heads import GPT2LMHeadModel
 from models.tokenizer_files import text_of, token_ids
 from tasks.table import BadRow, reading, refuse_if_too_many, sample, without_nul
@@ -170,22 +170,18 @@ def complete(
     Raises:
         Interrupted: the user asked to stop.
     """
-    texts = ["".join(f"{line}\n" for line in poem) for poem in prompts.poems]
-    ids = [[tokenizer.eos_token_id, *text] for text in token_ids(tokenizer, texts)]
+    texts, ids = _opening(tokenizer, prompts.poems)
     open_ = []
     for i, poem in enumerate(prompts.poems):
         if len(ids[i]) >= model.config.n_positions:
             print(f"sonnet {prompts.numbers[i]} fills the context of {model.config.n_positions} tokens: not continued")
         elif len(poem) < LINES:
             open_.append(i)
-    ends_line = {token for text, token in tokenizer.get_vocab().items() if "Ċ" in text}  # how GPT-2 spells \n
+    ends_line = _line_ends(tokenizer)
 
     def is_full(i: int, new: list[int]) -> bool:
         stop.check()
-        if new[-1] not in ends_line:
-            return False
-        whole = text_of(tokenizer, new).rpartition("\n")[0]
-        return len(prompts.poems[i]) + len(lines_with_words(whole)) >= LINES
+        return new[-1] in ends_line and len(prompts.poems[i]) + len(_whole_lines(tokenizer, new)) >= LINES
 
     completed = [[poem] * num_candidates for poem in prompts.poems]
     cut = 0
@@ -194,7 +190,7 @@ def complete(
     at_once = max(1, CACHE_BYTES // (row * num_candidates))
     for start in range(0, len(open_), at_once):
         group = open_[start : start + at_once]
-        seeds = [int.from_bytes(hashlib.sha256(f"{seed}\n{texts[i]}".encode()).digest()[:7]) for i in group]
+        seeds = [_seed(seed, texts[i]) for i in group]
         written = generate(
             model, [ids[i] for i in group], max_new_tokens, sampling, seeds, num_candidates,
             lambda prompt, new, group=group: is_full(group[prompt], new),
@@ -209,6 +205,54 @@ def complete(
     if cut:
         print(f"{cut} of {len(open_) * num_candidates} continuations are cut off by --max_new_tokens or the context")
     return completed
+
+
+def recite(
+    model: GPT2LMHeadModel,
+    tokenizer,
+    poem: list[str],
+    sampling: Sampling,
+    seed: int,
+    max_new_tokens: int,
+    stop: StopRequest,
+) -> Iterator[list[str]]:
+    """As `complete` continues one poem, for who wants to read along: yields its lines so far, the given ones to begin
+    with, and whenever there is another.
+
+    Raises:
+        Interrupted: the user asked to stop.
+    """
+    yield poem
+    (text,), (ids,) = _opening(tokenizer, [poem])
+    if len(ids) >= model.config.n_positions or len(poem) >= LINES:
+        return
+    ends_line, lines, new = _line_ends(tokenizer), [], []
+    for ((new,),) in write(model, [ids], max_new_tokens, sampling, [_seed(seed, text)]):
+        stop.check()
+        if new and new[-1] in ends_line and len(_whole_lines(tokenizer, new)) > len(lines):
+            lines = _whole_lines(tokenizer, new)
+            yield [*poem, *lines][:LINES]
+            if len(poem) + len(lines) >= LINES:
+                return
+    yield [*poem, *lines_with_words(text_of(tokenizer, new, skip_special_tokens=True))][:LINES]
+
+
+def _opening(tokenizer, poems: Sequence[list[str]]) -> tuple[list[str], list[list[int]]]:
+    """Poems as text and as what the model reads of them, before it goes on."""
+    texts = ["".join(f"{line}\n" for line in poem) for poem in poems]
+    return texts, [[tokenizer.eos_token_id, *ids] for ids in token_ids(tokenizer, texts)]
+
+
+def _seed(seed: int, text: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{text}".encode()).digest()[:7])
+
+
+def _line_ends(tokenizer) -> set[int]:
+    return {token for text, token in tokenizer.get_vocab().items() if "Ċ" in text}  # how GPT-2 spells \n
+
+
+def _whole_lines(tokenizer, new: list[int]) -> list[str]:
+    return lines_with_words(text_of(tokenizer, new).rpartition("\n")[0])
 
 
 def lines_with_words(text: str) -> list[str]:

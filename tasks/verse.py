@@ -55,6 +55,17 @@ def rhymes(lines: Sequence[str]) -> int:
     return sum(rhyme(lines[a], lines[b]) for a, b in SCHEME if b < len(lines))
 
 
+def letters(lines: Sequence[str]) -> list[str]:
+    """The scheme that lines have, as `ABAB...`: a line that rhymes with an earlier one, the nearest, or ends in the
+    same word, has its letter."""
+    scheme: list[str] = []
+    for i, line in enumerate(lines):
+        ends = (j for j in reversed(range(i)) if rhyme(line, lines[j]) or words(line)[-1:] == words(lines[j])[-1:])
+        alike = next(ends, None)
+        scheme.append(chr(ord("A") + len(set(scheme))) if alike is None else scheme[alike])
+    return scheme
+
+
 def four_grams(lines: Iterable[str]) -> list[tuple[str, ...]]:
     """All runs of four words, across the ends of lines."""
     text = words("\n".join(lines))
