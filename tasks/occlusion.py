@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -23,7 +24,8 @@ def occlude(classify: Classify, texts: tuple[str, ...]) -> tuple[np.ndarray, lis
         (classes,) probabilities of the whole example; and for each of its texts the parts it consists of, each with
         what the likeliest class's probability is more with it than without, in [-1, 1].
     """
-    size = -(-sum(len(text.split()) for text in texts) // MOST_PARTS)  # words of a part
+    words = sum(len(text.split()) for text in texts)
+    size = max(1, math.ceil(words / MOST_PARTS))
     parts = [_parts(text, size) for text in texts]
     without = [
         (*texts[:place], "".join(cut[:i] + cut[i + 1 :]), *texts[place + 1 :])

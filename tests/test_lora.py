@@ -204,10 +204,14 @@ def test_several_adapters_over_one_network(tmp_path):
     adapters.load("stars", tmp_path / "stars")
     adapters.load("same", tmp_path / "same")
     batch = flat(some_texts([5, 1, 30]))
+    without = GPT2Model.from_pretrained(base).encode(*batch)
     for _ in range(2):
         for name, model in (("stars", stars), ("same", same)):
             adapters.use(name)
             torch.testing.assert_close(adapters.logits(*batch), model(*batch), rtol=0, atol=1e-6)
+            assert not torch.equal(network.encode(*batch), without)
+            adapters.use(None)
+            assert torch.equal(network.encode(*batch), without)
     after = dict(adapters.unload().named_parameters())
     assert after.keys() == untouched.keys()
     assert all(torch.equal(after[name], p) for name, p in untouched.items())

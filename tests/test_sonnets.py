@@ -22,12 +22,22 @@ from config import GPT2Config, InputError
 from models.generation import Sampling
 from models.gpt2 import GPT2Model
 from models.heads import GPT2LMHeadModel
-from models.pretrained import load_tokenizer
+from models.pretrained import EMBEDDED, load_tokenizer
 from tasks.sonnet_report import read_prompts
 from tasks.sonnet_scores import Judge
-from tasks.sonnets import Sonnets, SonnetTask, complete, most_like_the_others, read_sonnets, split, write_sonnets
-from tasks.verse import four_grams, rhyme, rhymes, syllables
+from tasks.sonnets import (
+    Sonnets,
+    SonnetTask,
+    complete,
+    most_like_the_others,
+    read_sonnets,
+    recite,
+    split,
+    write_sonnets,
+)
+from tasks.verse import four_grams, letters, rhyme, rhymes, syllables
 from training.early_stopping import EarlyStopping
+from training.finished import load_finished
 from training.interrupt import Interrupted, StopRequest
 
 TOYS = ROOT / "data" / "mini"
@@ -200,6 +210,27 @@ def test_a_sonnet_is_the_same_whatever_the_others_are(tmp_path_factory, seed, ca
         assert all(version[: len(poem)] == poem and len(version) <= 14 for version in versions)
 
 
+def test_who_reads_along_reads_what_is_written_at_once():
+    finished = load_finished(str(EMBEDDED / "adapters" / "sonnets"), torch.device("cpu"))
+    poem = ["When forty winters shall besiege thy brow,"]
+    for seed, most in ((1, 256), (2, 256), (3, 40)):
+        how = (Sampling(1.0, top_p=0.9), seed, most)
+        ((whole,),) = complete(
+            finished.model, finished.tokenizer, Sonnets(Path("x"), ["1"], [poem]), *how, 1, StopRequest()
+        )
+        versions = list(recite(finished.model, finished.tokenizer, poem, *how, StopRequest()))
+        assert versions[0] == poem
+        assert versions[-1] == whole
+        assert [len(version) for version in versions[:-1]] == list(range(1, len(versions)))
+        assert all(version == whole[: len(version)] for version in versions)
+    full = ["a line"] * 14
+    assert list(recite(finished.model, finished.tokenizer, full, *how, StopRequest())) == [full]
+    stop = StopRequest()
+    stop.signum = 2
+    with pytest.raises(Interrupted):
+        list(recite(finished.model, finished.tokenizer, poem, *how, stop))
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.text("abc ", min_size=1, max_size=8), min_size=1, max_size=3), min_size=1, max_size=5))
 def test_minimum_bayes_risk_takes_what_is_most_like_the_others(candidates):
@@ -240,6 +271,12 @@ def test_syllables(line, count):
 )
 def test_rhyme(first, second, does):
     assert rhyme(first, second) == rhyme(second, first) == does
+
+
+def test_letters_of_a_scheme():
+    ends = "day night may light stone hand alone land fire rose desire those see thee".split()
+    assert "".join(letters([f"the {end}" for end in ends])) == "ABABCDCDEFEFGG"
+    assert letters(["the cat", "a dog", "that cat,", "it sat", ""]) == ["A", "B", "A", "A", "C"]
 
 
 def test_scores_of_known_poems():
