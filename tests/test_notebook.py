@@ -86,7 +86,7 @@ def test_everything_works_in_a_checkout_and_leaves_it_clean(notebook, checkout):
     assert printed(notebook, "data").startswith("no GPU that torch can use: mini,")
     assert "majority class" in printed(notebook, "fine-tune")
     assert {"adapter_model.safetensors", "README.md"} <= {path.name for path in (checkout / RUN / "best").iterdir()}
-    assert len((checkout / RUN / "metrics.jsonl").read_text().splitlines()) == 10
+    assert len((checkout / RUN / "metrics.jsonl").read_text().splitlines()) == 6
     assert len(list((checkout / "predictions/notebook").iterdir())) == 2
     assert len(shown(notebook, "figures", "image/png")) == 1
     (card,) = shown(notebook, "card", "text/markdown")
