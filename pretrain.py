@@ -137,7 +137,9 @@ def pretrain(settings: dict, stop) -> None:
     from training.hardware import Precision, describe, make_deterministic, pick_device
     from training.pretraining import Pretrainer
     from training.run import Run, refuse_full_disk
+    from training.tracking import refuse_missing
 
+    refuse_missing(settings["track"])
     with ranks.together():
         precision = Precision(settings["precision"], pick_device(settings["device"]))
         shape = {name: settings[name] for name in ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -108,6 +109,16 @@ def adapter(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("adapters") / "adapter"
     Lora(GPT2ForSequenceClassification(GPT2Model.from_pretrained(model), ["a", "b"]), str(model), rank=4).save(folder)
     return folder
+
+
+def read_events(run: Path) -> list[tuple[str, int, float]]:
+    """What TensorBoard shows of a run, but for seconds: tag, step and value, sorted."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of what it purges
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.endswith("_seconds")]
+    return sorted((tag, event.step, event.value) for tag in tags for event in events.Scalars(tag))
 
 
 def write_rows(path: Path, header: list[str], rows: list[list]) -> Path:

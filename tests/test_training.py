@@ -40,6 +40,7 @@ def flags(model: Path, output: Path, **changes) -> dict:
         resume=False, precision="fp32", device="cpu", output_dir=str(output), predictions_dir=str(output),
         use_lora=False, lora_rank=4, lora_alpha=8.0, lora_dropout=0.1, lora_target="attention", lora_variant="lora",
         save_merged=False, micro_batch_size=None, checkpoint_activations=False, max_grad_norm=None, shard=False,
+        track=None,
     )  # fmt: skip
     return defaults | changes
 

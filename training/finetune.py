@@ -24,6 +24,7 @@ from training.network import Loaded, load_network
 from training.objectives import Examples, Objective, predict
 from training.parallel import part_again, put_together, shard
 from training.run import Run, refuse_full_disk
+from training.tracking import refuse_missing
 from training.trainer import Trainer
 
 REPLACED = ("best", "last", "merged")  # of an earlier run in the same folder
@@ -110,6 +111,7 @@ def fine_tune(
         InputError: the checkpoint, the device or a flag is at fault.
         Interrupted: the user asked to stop.
     """
+    refuse_missing(settings["track"])
     with ranks.together():
         precision = Precision(settings["precision"], pick_device(settings["device"]))
         loaded = load_network(settings)

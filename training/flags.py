@@ -274,6 +274,9 @@ def add_resuming_flags(training: argparse._ArgumentGroup) -> None:
         help="save for --resume every N steps too, not only after each evaluation",
     )
     training.add_argument("--resume", action="store_true", help="go on where an interrupted run was last saved")
+    training.add_argument(
+        "--track", choices=("wandb", "trackio"), help="show the run in Weights & Biases or Trackio, if it is installed"
+    )
 
 
 def add_hardware_flags(parser: Parser) -> argparse._ArgumentGroup:

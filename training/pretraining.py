@@ -18,6 +18,7 @@ from training.hardware import Precision
 from training.interrupt import StopRequest
 from training.objectives import NextToken, TrainingFailed, total_loss
 from training.run import Run
+from training.tracking import EVERY, Tracker
 from training.update import Update
 
 WARM_UP = 0.02  # of the budget
@@ -41,6 +42,7 @@ class Progress:
     seconds: float = 0.0
     loss_sum: float = 0.0  # since the last line of metrics
     loss_tokens: int = 0
+    tracked: list[float] = field(default_factory=lambda: [0.0, 0])  # the same, since the tracker was last told
     scaler: dict | None = None  # fp16 loss scaling
 
 
@@ -52,7 +54,7 @@ class Pretrainer:
         model: in training from its present weights.
         train, held_out: what to learn from, and what to score on.
         settings: the flags `tokens` or `minutes`, `batch_tokens`, `micro_batch_size`, `max_grad_norm`, `lr`,
-            `weight_decay`, `seed`, `save_every_steps`, `eval_every_steps`.
+            `weight_decay`, `seed`, `save_every_steps`, `eval_every_steps`, `track`.
         run: where metrics and saves go.
         precision: what to compute in, and where.
         stop: asked after every step whether the user wants an end.
@@ -82,6 +84,7 @@ class Pretrainer:
         Raises:
             Interrupted: the user asked to stop; `last/` holds the step just done.
             TrainingFailed: the loss is not a finite number.
+            InputError: `--track`'s library refuses.
         """
         if self.run.resuming:
             self.progress = load_state(self.run.last, self.parameters, self.optimizer, Progress)
@@ -90,7 +93,10 @@ class Pretrainer:
             if self.progress.scaler:
                 self.precision.scaler.load_state_dict(self.progress.scaler)
         form = "{desc} {n:.1f}% |{bar}| {elapsed}<{remaining}"
-        with tqdm(total=100, initial=min(100, 100 * self.spent()), disable=None, bar_format=form) as bar:
+        with (
+            Tracker(self.run, self.settings, first=self.progress.steps + 1) as self.tracker,
+            tqdm(total=100, initial=min(100, 100 * self.spent()), disable=None, bar_format=form) as bar,
+        ):
             while self.spent() < 1:
                 self._pass(bar)
 
@@ -115,10 +121,12 @@ class Pretrainer:
             progress.tokens += tokens
             progress.loss_sum += loss
             progress.loss_tokens += tokens
+            self._track(loss, tokens)
             progress.seconds = ranks.shared(progress.seconds + time.perf_counter() - started)
             if not bar.disable:
                 speed = progress.tokens / progress.seconds
-                bar.set_description_str(f"loss {loss / tokens:.3f}, {speed:.0f} tokens/s", refresh=False)
+                text = f"loss {loss / tokens:.3f}, lr {self._rate():.2g}, {speed:.0f} tokens/s"
+                bar.set_description_str(text, refresh=False)
                 bar.update(min(100, 100 * self.spent()) - bar.n)
             evaluating = progress.steps % self.settings["eval_every_steps"] == 0 or self.spent() >= 1
             if evaluating:
@@ -146,6 +154,19 @@ class Pretrainer:
             )
         return loss
 
+    def _track(self, loss: float, tokens: int) -> None:
+        """Tells the tracker, every so many steps, what they came to."""
+        progress = self.progress
+        progress.tracked = [progress.tracked[0] + loss, progress.tracked[1] + tokens]
+        if progress.steps % EVERY == 0:
+            mean = progress.tracked[0] / progress.tracked[1]
+            self.tracker.log(progress.steps, {"train/loss": mean, "train/learning_rate": self._rate()})
+            progress.tracked = [0.0, 0]
+
+    def _rate(self) -> float:
+        """AdamW's, which Muon's goes along with."""
+        return next(group["lr"] for group in self.optimizer.param_groups if group["rate"] == 1)
+
     def _evaluate(self) -> None:
         progress, started = self.progress, time.perf_counter()
         nats = total_loss(self.model, self.held_out, self.precision)
@@ -162,6 +183,7 @@ class Pretrainer:
         progress.loss_sum, progress.loss_tokens = 0.0, 0
         progress.lines.append(metrics)
         self.run.log(metrics)
+        self.tracker.log(progress.steps, {name: value for name, value in metrics.items() if name != "step"})
         spent = min(1, self.spent())
         left = progress.seconds * (1 - spent) / spent / 60
         tqdm.write(

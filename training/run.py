@@ -26,12 +26,14 @@ _PACKAGES = (
 # with the model afterwards. They may differ between a run and its resumption.
 WHERE = {
     "resume", "demo", "save_every_steps", "output_dir", "predictions_dir", "data_dir", "corpus", "leave_out",
-    "model_path", "device", "shard", "push_to_hub",
+    "model_path", "device", "shard", "push_to_hub", "track",
 }  # fmt: skip
 _AFTERWARDS = {
     "prediction_labels", "save_merged", "temperature", "top_k", "top_p", "num_candidates", "max_new_tokens",
 }  # fmt: skip
 _MUST_AGREE = ("data", "model", "precision")
+EVENTS = "events.out.tfevents."  # how TensorBoard knows its files
+TRACKED_AS = "tracked_as.txt"  # the name that Weights & Biases or Trackio knows the run by
 
 
 @contextmanager
@@ -73,7 +75,7 @@ def refuse_full_disk(folder: Path, needed: int) -> None:
 
 
 class Run:
-    """`config.json`, `metrics.jsonl`, `bad_rows.jsonl`, `best/` and `last/` in one folder.
+    """`config.json`, `metrics.jsonl`, `bad_rows.jsonl`, TensorBoard's events, `best/` and `last/` in one folder.
 
     Args:
         path: the folder, made if need be. What an earlier run left there is replaced, unless `resume`.
@@ -108,7 +110,8 @@ class Run:
             for old in (self.last, self.best, self.path / "merged"):
                 if old.exists():
                     shutil.rmtree(old)
-            for old in (self.metrics_file, self.path / "scores.json"):
+            events = self.path.glob(f"{EVENTS}*")
+            for old in (self.metrics_file, self.path / "scores.json", self.path / TRACKED_AS, *events):
                 old.unlink(missing_ok=True)
         for folder in (self.path, self.best, self.last, self.path / "merged"):
             remove_leftovers(folder)
@@ -122,14 +125,16 @@ class Run:
             ours = not os.path.lexists(config) or "settings" in read_json(config)
         except (InputError, TypeError):
             ours = False
-        if not ours or (not config.exists() and (self.best.exists() or self.last.exists())):
+        events = list(self.path.glob(f"{EVENTS}*"))
+        if not ours or (not config.exists() and (self.best.exists() or self.last.exists() or events)):
             raise InputError(f"--output_dir {self.path}: there is something else in it, which a run would replace")
         for folder in (self.best, self.last, self.path / "merged"):
             if os.path.lexists(folder) and not folder.is_dir():
                 raise InputError(f"{folder}: is no folder, where a run makes one; move it, or name another")
-        for name in ("metrics.jsonl", "scores.json", "bad_rows.jsonl"):
-            if os.path.lexists(self.path / name) and not (self.path / name).is_file():
-                raise InputError(f"{self.path / name}: is no file, where a run writes one; move it, or name another")
+        names = ("metrics.jsonl", "scores.json", "bad_rows.jsonl", TRACKED_AS)
+        for file in (*(self.path / name for name in names), *events):
+            if os.path.lexists(file) and not file.is_file():
+                raise InputError(f"{file}: is no file, where a run writes one; move it, or name another")
 
     def _refuse_other_settings(self, config: Path, settings: dict, facts: dict) -> None:
         try:

@@ -20,6 +20,7 @@ from training.hardware import Precision
 from training.interrupt import Interrupted, StopRequest
 from training.objectives import Examples, Objective, TrainingFailed
 from training.run import Run
+from training.tracking import EVERY, Tracker
 from training.update import Update
 
 
@@ -38,6 +39,7 @@ class Progress:
     sums: list[float] | None = None  # of the objective, over the epoch under way
     examples: int = 0
     tokens: int = 0
+    tracked: list[float] | None = None  # `sums`, `examples` and `tokens` when they were last told to the tracker
     seconds: float = 0.0
     kept_memory: int = 0
     scaler: dict | None = None  # fp16 loss scaling
@@ -50,7 +52,7 @@ class Trainer:
         model: holds the parameters; those that require gradients are trained.
         objective: what is lowered, and what is best.
         settings: the flags `epochs`, `patience`, `batch_size`, `micro_batch_size`, `max_grad_norm`, `lr`,
-            `weight_decay`, `seed` and `save_every_steps`.
+            `weight_decay`, `seed`, `save_every_steps` and `track`.
         run: where metrics and saves go.
         save_best: writes the model as it stands to `run.best`, and returns the hashes of what it wrote.
         precision: what to compute in, and where.
@@ -92,16 +94,20 @@ class Trainer:
         Raises:
             Interrupted: the user asked to stop; `last/` holds the step just done.
             TrainingFailed: the loss or its gradient is not a finite number, or one example alone fills the memory.
+            InputError: `--track`'s library refuses.
         """
         if self.run.resuming:
             self._restore()
-        elif score_first:
-            scores = self._evaluate(dev)
-            print(f"before training: {_in_words(scores)}", flush=True)
-            self._log({"epoch": 0} | scores)
-        while not self._done():
-            self._train_epoch(train)
-            self._finish_epoch(dev)
+        self.epoch_steps = math.ceil(len(train) / self.settings["batch_size"])
+        evaluated = self.progress.step < self.epoch_steps  # or stopped within: the step's numbers are still to come
+        with Tracker(self.run, self.settings, first=self._step() + evaluated) as self.tracker:
+            if score_first and not self.run.resuming:
+                scores = self._evaluate(dev)
+                print(f"before training: {_in_words(scores)}", flush=True)
+                self._log({"epoch": 0} | scores)
+            while not self._done():
+                self._train_epoch(train)
+                self._finish_epoch(dev)
         ranks.on_first(lambda: self.run.refuse_damaged_best(self.progress.best_files or {}))
         waited = self.stopping.waited
         why = f"{waited} in a row without a better one (--patience)" if self.stopping.over else "all of --epochs"
@@ -114,34 +120,57 @@ class Trainer:
         exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPU knows no float64
         sums = torch.tensor(progress.sums or [0.0, 0.0], dtype=exact, device=device)
         label = f"epoch {progress.epoch + 1}/{self.settings['epochs']}"
-        bar = tqdm(total=len(train), initial=progress.examples, desc=label, unit=" examples", disable=None, leave=False)
         started = time.perf_counter() - progress.seconds
         unseen: list[Tensor] = []  # a number for each of the latest steps, which is finite if all is well
         self.model.train()
-        while progress.step < len(batches):
-            indices = batches[progress.step]
-            more, norm = self.update(train, indices, watched=progress.step == largest)
-            sums += more
-            unseen.append(more[0] if self.precision.skips_steps else more[0] + norm)
-            progress.step += 1
-            progress.examples += len(indices)
-            progress.tokens += sum(train.lengths[i] for i in indices)
-            bar.update(len(indices))
-            save = self.stop.agree() is not None or (every and progress.step % every == 0)
-            done = progress.step == len(batches)
-            if save or done or device.type == "cpu" or progress.step % 10 == 0:  # looking at a number waits for a GPU
-                self._refuse_what_is_not_finite(unseen, label, batches)
-                unseen.clear()
-            if not bar.disable and progress.step % 10 == 0:
-                scores = self.objective.training_scores(sums.tolist(), progress.examples, progress.tokens)
-                bar.set_postfix(loss=f"{scores['train_loss']:.3f}")
-            if save or done:
-                progress.sums = sums.tolist()
-                progress.seconds = time.perf_counter() - started
-            if save:
-                self._save()
-                self.stop.check()
-        bar.close()
+        how = dict(total=len(train), initial=progress.examples, desc=label, unit=" examples")
+        with tqdm(**how, disable=None, leave=False) as bar:
+            while progress.step < len(batches):
+                indices = batches[progress.step]
+                more, norm = self.update(train, indices, watched=progress.step == largest)
+                sums += more
+                unseen.append(more[0] if self.precision.skips_steps else more[0] + norm)
+                progress.step += 1
+                progress.examples += len(indices)
+                progress.tokens += sum(train.lengths[i] for i in indices)
+                save = self.stop.agree() is not None or (every and progress.step % every == 0)
+                done = progress.step == len(batches)
+                tracked = progress.step % EVERY == 0 and not done
+                if save or done or tracked or device.type == "cpu":  # looking at a number waits for a GPU
+                    self._refuse_what_is_not_finite(unseen, label, batches)
+                    unseen.clear()
+                    progress.sums = sums.tolist()
+                    progress.seconds = time.perf_counter() - started
+                    self._show(bar)
+                bar.update(len(indices))
+                if tracked:
+                    self._track()
+                if save:
+                    self._save()
+                    self.stop.check()
+
+    def _show(self, bar: tqdm) -> None:
+        """The epoch's loss so far and the learning rate, beside what tqdm shows itself."""
+        if not bar.disable:
+            progress = self.progress
+            scores = self.objective.training_scores(progress.sums, progress.examples, progress.tokens)
+            bar.set_postfix(loss=f"{scores['train_loss']:.3f}", lr=f"{self._rate():g}", refresh=False)
+
+    def _track(self) -> None:
+        """Tells what the steps came to since this was last called in the epoch."""
+        progress = self.progress
+        counts = [*progress.sums, progress.examples, progress.tokens]
+        *sums, examples, tokens = (now - then for now, then in zip(counts, progress.tracked or [0] * 4, strict=True))
+        loss = self.objective.training_scores(sums, examples, tokens)["train_loss"]
+        self.tracker.log(self._step(), {"train/loss": loss, "train/learning_rate": self._rate()})
+        progress.tracked = counts
+
+    def _step(self) -> int:
+        """Since the start of training."""
+        return self.progress.epoch * self.epoch_steps + self.progress.step
+
+    def _rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
 
     def _refuse_what_is_not_finite(self, numbers: list[Tensor], label: str, batches: list[list[int]]) -> None:
         for step, number in enumerate(numbers, start=self.progress.step - len(numbers)):
@@ -196,6 +225,7 @@ class Trainer:
     def _log(self, line: dict) -> None:
         self.progress.lines.append(line)
         self.run.log(line)
+        self.tracker.log(self._step(), line)
 
     @property
     def best_epoch(self) -> int:
