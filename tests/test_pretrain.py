@@ -327,7 +327,7 @@ def test_resume_refuses_another_corpus(tmp_path, capsys):
     assert "the data of" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("there", ["config.json", "best/mine.txt", "last/mine.txt"])
+@pytest.mark.parametrize("there", ["config.json", "best/mine.txt", "last/mine.txt", "events.out.tfevents.1"])
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path, capsys, there):
     file = tmp_path / "mine" / there
     file.parent.mkdir(parents=True)

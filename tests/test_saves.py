@@ -29,7 +29,7 @@ from optimizer import AdamW
 from training import pretraining, trainer
 from training.checkpoint import FORMAT, load_state, save_state
 from training.interrupt import Interrupted
-from training.run import Run, locked
+from training.run import EVENTS, TRACKED_AS, Run, locked
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8]
 
@@ -127,7 +127,9 @@ def test_no_room_is_known_at_the_start(data_dir, save_stock, tmp_path, monkeypat
     train(data_dir, save_stock(), tmp_path, fine_tune_mode="last-linear-layer", epochs=1)
 
 
-@pytest.mark.parametrize("name", ["best", "last", "merged", "metrics.jsonl", "scores.json", "bad_rows.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["best", "last", "merged", "metrics.jsonl", "scores.json", "bad_rows.jsonl", TRACKED_AS, EVENTS + "1"]
+)
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, Path.touch, lambda path: path.symlink_to(path)])
 def test_what_is_in_the_way_of_a_run_is_named(tmp_path, name, make):
     facts = {"data": 1, "model": 1, "precision": 1}

@@ -6,8 +6,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from conftest import read_events
 from harness import Change, Ended
 from safetensors import SafetensorError, safe_open
+
+EVENTS = "events.out.tfevents."
 
 
 def contents(folder: Path) -> dict[str, object]:
@@ -19,7 +22,9 @@ def contents(folder: Path) -> dict[str, object]:
             continue
         if name.startswith(("cache/", "tmp/", "predictions/.")):  # where others may be writing at the same time
             continue
-        if path.name == "metrics.jsonl":
+        if path.name.startswith(EVENTS):
+            found[f"{Path(name).parent}/{EVENTS}"] = read_events(path.parent)
+        elif path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in lines]
         elif path.name == "config.json" and path.parent.name != "best" and path.parent.name != "merged":
@@ -52,6 +57,8 @@ def torn(expected: dict[str, object], folder: Path) -> list[str]:
                     file.keys()
             elif path.suffix == ".json":
                 json.loads(path.read_text())
+            elif path.name.startswith(EVENTS):  # the last event may be; those before it can be read
+                read_events(path.parent)
             elif path.suffix == ".jsonl":
                 lines = path.read_text()
                 [json.loads(line) for line in lines.splitlines()]

@@ -26,6 +26,7 @@ def import_what_scripts_need() -> dict:
     from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: F401
     from sklearn.linear_model import LogisticRegression  # noqa: F401
     from sklearn.metrics import f1_score  # noqa: F401
+    from tensorboard.summary.writer.record_writer import RecordWriter  # noqa: F401
     from transformers import AutoTokenizer  # noqa: F401
 
     import classifier

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import ROOT, scramble, stock_config, write_tokenizer
+from conftest import ROOT, read_events, scramble, stock_config, write_tokenizer
 from safetensors.torch import load_file
 
 TOYS = ROOT / "data" / "mini"
@@ -142,6 +142,8 @@ def assert_same(first: Path, second: Path) -> None:
         assert line.keys() == same.keys()
         for name in line.keys() - {"train_seconds", "eval_seconds", "peak_memory_bytes"}:
             assert line[name] == pytest.approx(same[name], abs=1e-5, rel=0), name
+    events = [read_events(file.parent) for file in (one, other)]
+    assert [event[:2] for event in events[0]] == [event[:2] for event in events[1]]
     for file in (*one.parent.glob("best/*"), *one.parent.glob("merged/*")):
         twin = other.parent / file.relative_to(one.parent)
         if file.suffix == ".safetensors":
