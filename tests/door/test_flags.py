@@ -16,6 +16,7 @@ from outcomes import load, outcome_of, read_dev
 
 import classifier
 import paraphrase_detection
+import predict
 import pretrain
 import reproduce
 import sonnet_generation
@@ -25,7 +26,7 @@ from tasks.corpus import find_texts
 from tasks.report import make_folder
 from training.flags import TOY_DATA, Parser
 
-SCRIPTS = (classifier, paraphrase_detection, sonnet_generation, pretrain, reproduce)
+SCRIPTS = (classifier, paraphrase_detection, sonnet_generation, pretrain, predict, reproduce)
 
 
 def flags_of(script, numeric: bool) -> list[tuple]:
@@ -33,7 +34,8 @@ def flags_of(script, numeric: bool) -> list[tuple]:
     found: list[tuple] = []
 
     def collect(self, *_):
-        given = [action for action in self._actions if action.nargs != 0 and not action.choices]
+        named = [action for action in self._actions if action.option_strings]
+        given = [action for action in named if action.nargs != 0 and not action.choices]
         found.extend((script, action.option_strings[0]) for action in given if bool(action.type) == numeric)
         raise InterruptedError
 
@@ -45,7 +47,7 @@ def flags_of(script, numeric: bool) -> list[tuple]:
 FLAGS = [flag for script in SCRIPTS for flag in flags_of(script, numeric=True)]
 NAMES = [flag for script in SCRIPTS for flag in flags_of(script, numeric=False)]
 SHARES = {"train_size", "held_out", "dropout", "hidden_dropout_prob", "lora_dropout"}
-NEEDED = {pretrain: ["--corpus", "x", "--eval_every_steps", "1"]}
+NEEDED = {pretrain: ["--corpus", "x", "--eval_every_steps", "1"], predict: ["x"]}
 edges = [
     "0", "-1", "1.5", "nan", "inf", "-inf", "1e400", "-1e400", "1e-400", "1e308", "", " ", "\0", "1\0", "10" * 15,
     "1" + "0" * 5000, "0x10", "1_0", "٣", "+1", "--1", "1e5", "1,2", "true", "\x1b[2J", "9223372036854775808",
@@ -76,7 +78,7 @@ texts = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_
 )
 def test_a_number_is_in_range_or_refused_in_one_line(which, text):
     script, flag = which
-    needed = [] if flag in ("--minutes", "--tokens") or script not in NEEDED else ["--tokens", "5"]
+    needed = [] if flag in ("--minutes", "--tokens") or script is not pretrain else ["--tokens", "5"]
     found = parsed(script, [*NEEDED.get(script, []), *needed, f"{flag}={text}"])
     if found is not None:
         name = flag.removeprefix("--")
@@ -97,6 +99,10 @@ def test_a_number_is_in_range_or_refused_in_one_line(which, text):
         (sonnet_generation, "--temperature", ["-1", "1e-320", "1e-4", "inf"]),
         (sonnet_generation, "--num_candidates", ["0", str(10**30)]),
         (sonnet_generation, "--max_new_tokens", [str(10**30)]),
+        (predict, "--temperature", ["-1", "nan", "inf"]),
+        (predict, "--num_candidates", ["0", str(10**30)]),
+        (predict, "--seed", ["-1", str(2**63)]),
+        (predict, "--input", [""]),
         (reproduce, "--model_path", [""]),
         (reproduce, "--runs_dir", [""]),
         (reproduce, "--storage", [""]),

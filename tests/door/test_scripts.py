@@ -18,6 +18,7 @@ from outcomes import MADE
 
 import classifier
 import paraphrase_detection
+import predict
 import pretrain
 import reproduce
 import sonnet_generation
@@ -28,6 +29,7 @@ FILES = {  # one that each reads
     paraphrase_detection: "quora-train.csv",
     sonnet_generation: "sonnets_held_out.txt",
     pretrain: "sonnets.txt",
+    predict: "sonnets_held_out_dev.txt",
     reproduce: "ids-sst-train.csv",
 }
 BROKEN = {
@@ -44,6 +46,8 @@ def flags_for(script: ModuleType, data: Path, model: Path, out: Path) -> list[st
     """Of a run that would train, if all were well."""
     if script is pretrain:
         return ["--corpus", str(data / FILES[pretrain]), "--tokens", "9", "--output_dir", str(out / "run")]
+    if script is predict:
+        return [str(model), "--input", str(data / FILES[predict]), "--device", "cpu"]
     flags = ["--data_dir", str(data), "--model_path", str(model)]
     if script is reproduce:
         where = ["--runs_dir", str(out / "runs"), "--report_dir", str(out / "report")]
@@ -68,8 +72,11 @@ def copied(folder: Path, to: Path, name: str, change: Callable[[Path], object]) 
     return to
 
 
-# What a file holds is read by the runs that reproduce.py starts, and each says so in its folder.
-CASES = [(script, kind) for script in FILES for kind in BROKEN if script is not reproduce or kind in (*MADE, "missing")]
+NO_FAULT = {
+    reproduce: {*BROKEN} - {*MADE, "missing"},  # what a file holds is read by its runs; each says so in its folder
+    predict: {"empty", "a pipe"},  # nothing is asked; what the other end will write is awaited
+}
+CASES = [(script, kind) for script in FILES for kind in BROKEN if kind not in NO_FAULT.get(script, ())]
 
 
 @pytest.mark.parametrize(("script", "kind"), CASES)
@@ -80,7 +87,7 @@ def test_a_broken_file_of_data_ends_every_script_alike(script, kind, model, tmp_
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("script", [classifier, paraphrase_detection, sonnet_generation])
+@pytest.mark.parametrize("script", [classifier, paraphrase_detection, sonnet_generation, predict])
 def test_a_broken_file_of_a_model_ends_every_script_alike(script, name, model, tmp_path, capfd):
     broken = copied(model, tmp_path / "model", "config.json", lambda path: None)
     (broken / name).write_bytes(b'{"n_embd": "\\ud800"')
@@ -97,7 +104,14 @@ def test_what_a_damaged_state_is_resumed_from_is_one_line(model, tmp_path, capfd
     assert "leave out --resume" in said
 
 
-COMMANDS = ["classifier.py", "paraphrase_detection.py", "sonnet_generation.py", "pretrain.py", "reproduce.py"]
+COMMANDS = [
+    "classifier.py",
+    "paraphrase_detection.py",
+    "sonnet_generation.py",
+    "pretrain.py",
+    "predict.py",
+    "reproduce.py",
+]
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "data/download.py"])
