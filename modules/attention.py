@@ -12,7 +12,7 @@ from config import GPT2Config
 from modules.cache import LayerCache, NextTokens
 from modules.dropout import Dropout, dropout
 from modules.dropout_attention import DropoutAttention
-from modules.linear import Linear, linear
+from modules.linear import Linear
 from modules.ragged import Rows
 
 
@@ -62,7 +62,7 @@ class CausalSelfAttention(nn.Module):
         if not isinstance(self.c_attn, Linear) or not torch.is_grad_enabled():
             return self.c_attn(x)
         b_q, b_k, b_v = self.c_attn.bias.chunk(3)
-        return linear(x, self.c_attn.weight, torch.cat([b_q, b_k.detach(), b_v]))
+        return self.c_attn.with_bias(x, torch.cat([b_q, b_k.detach(), b_v]))
 
 
 def attend(qkv: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Tensor:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 FEW = 64  # rows, up to which W x^T is the quicker product
 STEP = 16  # rows that the processor multiplies at once
+ROWS = 32  # of which a batch in 16 bits has a multiple
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, computed by `linear`."""
+    """`nn.Linear`, computed by `linear`; in training under a CPU's autocast by `LinearInHalf`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return self.with_bias(x, self.bias)
+
+    def with_bias(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer with another bias in the place of its own."""
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled():
+            return LinearInHalf.apply(x, self.weight, bias, torch.get_autocast_dtype("cpu"))
+        return linear(x, self.weight, bias)
 
     def widened(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the layer multiplies: input, weight and bias; with an adapter, these are wider."""
@@ -41,3 +49,43 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x = F.pad(x, (0, 0, 0, -count % STEP))
     y = (weight @ x.t())[:, :count].t()  # (n, out)
     return (y if bias is None else y + bias).contiguous()
+
+
+class LinearInHalf(torch.autograd.Function):
+    """x W^T + b as autocast computes it: products in 16 bits, gradients of W and b in their own precision.
+
+    oneDNN, which multiplies in 16 bits on a CPU, compiles a kernel for every number of rows that it has not met, and
+    each batch has another; so x is filled up with zeros to a multiple of `ROWS`.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """(..., in), (out, in), (out,) -> (..., out) in 16 bits"""
+        ctx.shape = x.shape
+        x, weight = _filled(x.flatten(0, -2), dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight)
+        with torch.autocast("cpu", enabled=False):
+            y = F.linear(x, weight, None if bias is None else bias.to(dtype))
+        return y[: ctx.shape[:-1].numel()].view(*ctx.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        dy = dy.flatten(0, -2)
+        full = _filled(dy, weight.dtype)
+        return (
+            (full @ weight)[: len(dy)].view(ctx.shape) if needs_x else None,
+            (full.t() @ x).float() if needs_weight else None,
+            dy.float().sum(dim=0) if needs_bias else None,
+            None,
+        )
+
+
+def _filled(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(n, width) -> (a multiple of `ROWS`, width) in another precision, with zeros at the end."""
+    y = torch.empty(-(-len(x) // ROWS) * ROWS, x.size(1), dtype=dtype)
+    y[: len(x)] = x
+    y[len(x) :] = 0
+    return y

@@ -17,7 +17,7 @@ from models.gpt2 import GPT2Model
 from models.pretrained import checkpoint_tensors
 from modules.dropout import dropout, keep_mask
 from modules.dropout_attention import QUERIES, DropoutAttention
-from modules.linear import linear
+from modules.linear import Linear, linear
 from modules.ragged import Rows, pack
 
 TOLERANCE = 1e-5  # of a tensor's largest value
@@ -304,6 +304,37 @@ def test_linear_layer_for_few_rows_and_for_many_is_torchs(shape, width, outputs,
         y = linear(x, weight, bias)
     assert y.is_contiguous()
     torch.testing.assert_close(y, F.linear(x, weight, bias))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 40), min_size=1, max_size=2),
+    width=st.integers(1, 40),
+    outputs=st.integers(1, 40),
+    biased=st.booleans(),
+    frozen=st.booleans(),
+)
+def test_linear_layer_in_16_bits_is_autocasts(shape, width, outputs, biased, frozen):
+    """Also after the weight has changed, and in evaluation."""
+    layer = Linear(width, outputs, bias=biased)
+    layer.weight.requires_grad_(not frozen)
+    for _ in range(2):
+        x = torch.randn(*shape, width, requires_grad=True)
+        dy = torch.randn(*shape, outputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            y, expected = layer(x), F.linear(x, layer.weight, layer.bias)
+            with torch.no_grad():
+                assert torch.equal(layer.eval()(x), linear(x, layer.weight, layer.bias))
+        layer.train()
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y, expected)
+        learned = [p for p in (x, layer.weight, layer.bias) if p is not None and p.requires_grad]
+        ours, stock = (torch.autograd.grad(z, learned, dy.bfloat16()) for z in (y, expected))
+        for a, b in zip(ours, stock, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2 * b.abs().max().item())
+            assert a.dtype == torch.float32
+        with torch.no_grad():
+            layer.weight.add_(torch.randn_like(layer.weight))
 
 
 @settings(max_examples=20, deadline=None)
