@@ -25,23 +25,38 @@ from training.objectives import TrainingFailed
 
 HOST = "127.0.0.1"
 FONTS = ["system-ui", "sans-serif"]  # the visitor's own; Gradio's would come from elsewhere
+STRONGEST = 0.6  # of a word's colour, below which black and white letters can be read
 POLL = 0.2  # seconds between two looks at whether the user wants an end
 MOST_CHARACTERS = 1000  # of a text
 MOST_WAITING = 16  # requests; who comes then is told to come again
 WORDS = (
-    "Words that moved it: each was left out in turn (occlusion). Red speaks for the likeliest class, blue against it"
+    "Words that moved it: each was left out in turn (occlusion). Red speaks for the likeliest class, violet against it"
 )
-CSS = (
-    ".textfield { word-break: normal; overflow-wrap: anywhere }"  # of highlighted text, which Gradio cuts within words
-)
+CSS = """
+.textfield { word-break: normal; overflow-wrap: anywhere }  /* of highlighted text, which Gradio cuts within words */
+.output-class { text-align: center; overflow-wrap: anywhere }
+"""
 ABOUT = """# What a fine-tuned GPT-2 says
 Choose a model, and then another: the answer is given anew for the same text. **Base** is the network before it was
 fine-tuned, asked which class's name it would rather go on with."""
 
 
+class Page(gr.Blocks):
+    """Whose visitors are told what is wrong with their values, and the terminal is not."""
+
+    async def preprocess_data(self, *args, **settings) -> list:
+        try:
+            return await super().preprocess_data(*args, **settings)
+        except (TypeError, ValueError) as error:
+            raise gr.Error("Not a value that can be used here.", print_exception=False) from error
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+
+
 def build(models: Models, precision: Precision, stop: StopRequest) -> gr.Blocks:
     """The page over some models, to be launched."""
-    with gr.Blocks(title="Fine-tuned GPT-2", analytics_enabled=False) as page:
+    with Page(title="Fine-tuned GPT-2", analytics_enabled=False) as page:
         gr.Markdown(ABOUT)
         if models.classifiers[1]:
             feelings = all(one.labels[-1] == "positive" for one in models.classifiers[1].values())
@@ -70,12 +85,12 @@ def _classifier_tab(classifiers: dict[str, Classifier], asked: list[str], exampl
     most = gr.Textbox(label="The word that moved it most", interactive=False, lines=2)
 
     def answer(name: str, *texts: str) -> tuple:
-        examples = tuple(_checked(text) for text in texts)
+        examples = tuple(_checked(text).strip() for text in texts)  # as `predict.py` reads them
         chosen = classifiers[name]
         with _as_message():
             whole, parts = occlude(chosen, examples)
         largest = max((abs(moved) for text in parts for _, moved in text), default=0) or 1
-        coloured = [[(word, moved / largest) for word, moved in text] for text in parts]
+        coloured = [[(word, STRONGEST * moved / largest) for word, moved in text] for text in parts]
         return dict(zip(chosen.labels, whole.tolist(), strict=True)), *coloured, _most(chosen.labels, whole, parts)
 
     _on(
@@ -113,6 +128,8 @@ def _sonnet_tab(poets: dict[str, Poet], precision: Precision, stop: StopRequest)
             raise gr.Error(f"A sonnet has {LINES} lines: give fewer than that.", print_exception=False)
         if not (temperature == 0 or LEAST_TEMPERATURE <= temperature <= 2):
             raise gr.Error("The temperature is 0, or a number up to 2.", print_exception=False)
+        if seed is None:
+            raise gr.Error("The seed is a whole number.", print_exception=False)
         poet = poets[name]
         poet.finished.use()
         how = Sampling(temperature, poet.sampling["top_k"], poet.sampling["top_p"])
@@ -175,7 +192,7 @@ def serve(page: gr.Blocks, port: int, stop: StopRequest) -> None:
     try:
         _, address, _ = page.launch(
             server_name=HOST, server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
-            theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]), css=CSS, footer_links=["api"],
+            theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]), css=CSS, footer_links=[],
             max_file_size=1,
         )  # fmt: skip
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -97,30 +98,63 @@ def load_models(names: Sequence[str], precision: Precision, stop: StopRequest) -
             asked[usual] = ""
 
     models = Models()
-    for source, title in {base: title for finished in trained.values() for base, title in _bases(finished)}.items():
-        finished = shelf.base(source)
-        finished.use()
-        models.poets[f"{title} (base)"] = Poet(finished, SAMPLING | {"seed": 11711})
-        for (labels, prompt), data in asked.items():
-            there = models.classifiers[count_places(prompt)]
-            name = f"{title} (base)" if f"{title} (base)" not in there else f"{title} (base), asked as of {data}"
-            there[name] = Classifier(finished, list(labels), ZeroShot(finished, labels, prompt, precision, stop))
+    bases = {source: name for finished in trained.values() for source, name in _bases(finished, shelf)}
+    for source, title in zip(bases, _base_titles(bases), strict=True):
+        _add_base(models, shelf.base(source), title, asked, precision, stop)
     for title, finished in trained.items():
         name = f"{title} ({_method(finished)})"
         if isinstance(finished.model, GPT2LMHeadModel):
-            models.poets[name] = Poet(finished, sampling_of(finished.directory, AS_TRAINED))
+            sampling = sampling_of(finished.directory, AS_TRAINED)
+            _add_poet(models, name, finished, sampling)
         else:
             labeller = Labeller(finished, finished.task.prompt, precision, stop)
-            models.classifiers[labeller.places][name] = Classifier(finished, labeller.labels, _unnumbered(labeller))
+            if labeller.places not in models.classifiers:
+                raise InputError(f"{finished.directory}: it reads {labeller.places} texts; the page has room for two")
+            labels = distinct(labeller.labels)
+            models.classifiers[labeller.places][name] = Classifier(finished, labels, _unnumbered(labeller))
+    if not (models.poets or any(models.classifiers.values())):
+        raise InputError("none of the models can be shown")
     return models
+
+
+def _add_base(
+    models: Models, finished: Finished, title: str, asked: dict[tuple, str], precision: Precision, stop: StopRequest
+) -> None:
+    finished.use()
+    _add_poet(models, f"{title} (base)", finished, SAMPLING | {"seed": 11711})
+    for (labels, prompt), data in asked.items():
+        there = models.classifiers.get(count_places(prompt), {})
+        name = f"{title} (base)"
+        for number in range(1, len(there) + 1):
+            if name in there:
+                name = f"{title} (base), asked as of {data}" + f" {number}" * (number > 1)
+        try:
+            answer = ZeroShot(finished, labels, prompt, precision, stop)
+        except InputError as error:
+            print(f"{finished.directory}: not asked about {', '.join(labels)}: {error}", flush=True)
+        else:
+            there[name] = Classifier(finished, distinct(labels), answer)
+
+
+def _add_poet(models: Models, name: str, finished: Finished, sampling: dict) -> None:
+    if finished.tokenizer.eos_token is None:
+        print(f"{finished.directory}: writes no sonnets; its tokenizer has no end-of-text token, which ends one")
+    else:
+        models.poets[name] = Poet(finished, sampling)
+
+
+def distinct(labels: Sequence[str]) -> list[str]:
+    """Names for classes of which some have the same one, or none."""
+    count = Counter(labels)
+    return [label if label and count[label] == 1 else f"{label} (class {i})".strip() for i, label in enumerate(labels)]
 
 
 def _unnumbered(labeller: Labeller) -> Callable[[Sequence[tuple[str, ...]]], np.ndarray]:
     return lambda examples: labeller(range(len(examples)), examples)
 
 
-def _bases(finished: Finished) -> Iterator[tuple[Path, str]]:
-    """What a model was before it was trained, and what to call that; nothing, if that is not known or out of reach."""
+def _bases(finished: Finished, shelf: Shelf) -> Iterator[tuple[Path, str]]:
+    """What a model was before it was trained, and its full name; nothing, if that is not known or out of reach."""
     if _is_adapter(finished):
         found = find_source({"model_path": str(finished.directory), "model_size": None})
     else:
@@ -129,12 +163,14 @@ def _bases(finished: Finished) -> Iterator[tuple[Path, str]]:
             return
         try:
             found = find_source(settings)
+            if not found.adapter:
+                shelf.base(found.source)
         except InputError as error:
             print(f"{finished.directory}: shown without its base: {error}", flush=True)
             return
         if found.adapter:
             return
-    yield found.source.resolve(), Path(found.name).name
+    yield found.source.resolve(), found.name
 
 
 def _is_adapter(finished: Finished) -> bool:
@@ -148,10 +184,16 @@ def _method(finished: Finished) -> str:
     return "LoRA, merged" if settings.get("use_lora") else settings.get("fine_tune_mode") or "full model"
 
 
+def _base_titles(bases: dict[Path, str]) -> list[str]:
+    titles = _titles(list(bases.values()))
+    return titles if len(set(titles)) == len(titles) else _titles([str(source) for source in bases])
+
+
 def _titles(names: Sequence[str]) -> list[str]:
     """As much of each path's end as tells them apart."""
-    paths = [Path(name).parts[:-1] if Path(name).name == "best" else Path(name).parts for name in names]
-    for length in range(1, max(map(len, paths)) + 1):
+    whole = [Path(os.path.abspath(name)) for name in names]  # for names such as `.`
+    paths = [path.parts[:-1] if path.name in ("best", "merged") else path.parts for path in whole]
+    for length in range(1, max(map(len, paths), default=0) + 1):
         titles = ["/".join(path[-length:]) for path in paths]
         if len(set(titles)) == len(titles):
             return titles

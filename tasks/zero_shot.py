@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config import InputError
 from models.heads import GPT2LMHeadModel
 from models.tokenizer_files import token_ids
 from modules.ragged import Rows
@@ -35,6 +36,9 @@ class ZeroShot:
         prompt: what the texts are put into, a `{}` for each; None for `QUESTION`.
         precision: what to compute in, and where.
         stop: asked after every batch whether the user wants an end.
+
+    Raises:
+        InputError: a class without a name, or a context too short for them or for the prompt.
     """
 
     def __init__(
@@ -45,6 +49,10 @@ class ZeroShot:
         space = "" if self.prompt[-1:].isspace() else " "
         self.names = token_ids(self.tokenizer, [space + label for label in labels])
         self.room = self.model.config.n_positions - max(map(len, self.names))
+        if not all(self.names):
+            raise InputError("a class without a name")
+        if self.room < 1:
+            raise InputError(f"a context of {self.model.config.n_positions} tokens is too short for the classes' names")
         nothing = ("",) * self.prompt.count("{}")
         self.without = self._log_likelihoods([nothing])  # (1, classes)
 
