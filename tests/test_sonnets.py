@@ -350,7 +350,7 @@ def call(*arguments) -> int:
 @pytest.fixture
 def few_sonnets(tmp_path) -> Path:
     folder = tmp_path / "data"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     lines = ["the film a story", "with its cast and", "one scene after another", "in town at night"]
     for name, first, count, length in (("sonnets", 1, 12, 14), ("TRUE_sonnets_held_out_dev", 20, 3, 14)):
         poems = [[lines[(i * j) % 4] + " warm dull"[: 5 * (i % 3)] for j in range(length)] for i in range(count)]
