@@ -409,6 +409,24 @@ def test_runs_that_lack_something_are_shown_without_it_or_refused(save_stock, ca
         load("two/run")
 
 
+@pytest.mark.usefixtures("here")
+def test_a_run_whose_base_is_gone_or_damaged_is_shown_without_it(save_stock, data_dir, said, capsys):
+    base = save_stock(n_positions=100)
+    flags = ["--dataset", "sst", "--data_dir", data_dir, "--model_path", base, "--fine_tune_mode", "full-model"]
+    run = train(classifier, "run", *flags)
+    name = f"{run.name} (full-model)"
+    models = load(run)
+    assert list(models.classifiers[1]) == [f"{base.name} (base)", name]
+    expected = said(run, "warm film")
+    for spoil in (lambda: (base / "model.safetensors").write_bytes(b"no"), lambda: shutil.rmtree(base)):
+        spoil()
+        assert list(load(run).classifiers[1]) == [name]
+        assert "shown without its base" in capsys.readouterr().out
+    shutil.rmtree(run)  # while the page is open
+    (row,) = models.classifiers[1][name]([("warm film",)])
+    assert list(row) == pytest.approx(list(expected.values()), abs=2e-6)
+
+
 def test_classes_have_names_of_their_own():
     assert distinct(["no", "yes"]) == ["no", "yes"]
     assert distinct(["a", "", "a"]) == ["a (class 0)", "(class 1)", "a (class 2)"]
