@@ -174,8 +174,8 @@ def _licences(model: str, settings: dict) -> str:
 
 def print_summary(trained: Trained, scores: str) -> None:
     """The last lines of a run: where it is, how good it is, and how to use it."""
-    places = count_places(read_task(trained.run / "best").prompt)
-    texts = ["a text"] if places == 1 else ["one text", "another"]
+    task = read_task(trained.run / "best")
+    texts = ["one text", "another"] if count_places(task.prompt) > 1 else ["a text" if task.labels else "a first line"]
     print(f"\n{trained.seconds:.0f} s of training and evaluation; the run is {trained.run}: {scores}")
     print(f"the model and its card are in {trained.run / 'best'}; to use it:")
     print(f"  ./setup.sh python predict.py {shlex.join([str(trained.run), *texts])}\n", flush=True)
