@@ -8,11 +8,10 @@ the median over pairs with the lowest and the highest. The share of the ceiling 
 
 from __future__ import annotations
 
-from timing import describe_machine, in_turn  # isort: skip
+from timing import describe_machine, in_turn, peak_of_process  # isort: skip
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -148,7 +147,7 @@ def memory(flags: argparse.Namespace, method: str, dataset: str, rows: int, prec
         ended = subprocess.run(
             [sys.executable, __file__, *where, "--child", *case], check=True, capture_output=True, text=True
         )
-        peaks[side] = int(ended.stdout.split()[-1]) / 1024
+        peaks[side] = int(ended.stdout.split()[-1]) / 2**20
     return {"memory": peaks["ours"], "memory_stock": peaks["stock"]}
 
 
@@ -161,7 +160,7 @@ def _child(flags: argparse.Namespace) -> None:
     longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-int(rows) :]
     for _ in range(2):  # the second finds the optimizer's state in its place
         one.step(longest)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # KiB on Linux
+    print(peak_of_process())
 
 
 def start_up() -> dict:

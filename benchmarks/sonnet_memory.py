@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from timing import describe_machine  # isort: skip
+from timing import describe_machine, peak_of_process  # isort: skip
 
 import argparse
-import resource
 import subprocess
 import sys
 
@@ -50,7 +49,7 @@ def main() -> None:
 
         texts = [torch.randint(1000, (length,)).tolist() for length in LENGTHS]
         {"ours": train_ours, "stock": train_stock}[flags.child](flags.model_path, texts)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # KiB on Linux
+        print(peak_of_process() // 1024)
         return
     describe_machine()
     peaks = {}

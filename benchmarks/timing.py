@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -57,6 +58,13 @@ def paired(name: str, ours: Callable[[], object], theirs: Callable[[], object], 
         flush=True,
     )
     return 1 / timing.ratio
+
+
+def peak_of_process() -> int:
+    """Most bytes that this process ever had in memory, on Linux. Not `ru_maxrss`, which a process inherits from the one
+    that started it, if that was larger."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
 
 
 def describe_machine() -> None:
