@@ -79,7 +79,10 @@ class Precision:
         """
         self.scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm([p.grad for p in parameters])
+        gradients = [p.grad for p in parameters]
+        if self.device.type == "cpu":  # which takes a matrix in one thread, and its rows in all of them
+            gradients = [torch.linalg.vector_norm(g, dim=-1) if g.dim() > 1 else g for g in gradients]
+        norm = get_total_norm(gradients)
         if max_norm is not None:
             clip_grads_with_norm_(parameters, max_norm, norm)
         self.scaler.step(optimizer)
@@ -113,16 +116,26 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what it once got from the kernel, for the next step to use again.
+    """Has the C library keep what it once got from the kernel, for the next step to use again, and in large pages.
 
     By default glibc gives large blocks back at once and gets them anew, zeroed page by page, at every step. Does
     nothing where the C library is another. For the whole process, so scripts call it and the library does not.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block in a mapping of its own
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
-        libc.mallopt(-2, 1 << 28)  # M_TOP_PAD: grow it by 256 MiB
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-4, 0)  # M_MMAP_MAX: no block in a mapping of its own
+    libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
+    libc.mallopt(-2, 1 << 28)  # M_TOP_PAD: grow it by 256 MiB
+    address, size = ctypes.c_void_p, ctypes.c_size_t
+    libc.sbrk.restype = libc.malloc.restype = address
+    libc.sbrk.argtypes, libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_ssize_t], [size], [address]
+    libc.madvise.argtypes = [address, size, ctypes.c_int]
+    page = 2 << 20
+    start = -(-libc.sbrk(0) // page) * page
+    half_of_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    libc.free(libc.malloc(half_of_memory))  # which takes addresses alone: no page is touched yet
+    libc.madvise(start, max(0, libc.sbrk(0) - start), 14)  # MADV_HUGEPAGE: where the kernel leaves that to programs
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
