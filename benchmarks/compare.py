@@ -125,9 +125,9 @@ def evaluate(flags: argparse.Namespace, dataset: str, precision: str) -> dict:
     return {"timing": in_turn(read_ours, read_stock, max(1, flags.pairs // 3))}
 
 
-def optimizer_step(flags: argparse.Namespace) -> dict:
-    """AdamW over all parameters, against `torch.optim.AdamW(fused=True)`."""
-    adamw, fused = optimizers(GPT2Model.from_pretrained(flags.model_path))
+def optimizer_step(flags: argparse.Namespace, embeddings: int | None = None) -> dict:
+    """AdamW over all parameters, against `torch.optim.AdamW(fused=True)`; gradients of some embeddings, or of all."""
+    adamw, fused = optimizers(GPT2Model.from_pretrained(flags.model_path), embeddings)
     return {"timing": in_turn(lambda _: adamw.step(), lambda _: fused.step(), 2 * flags.pairs)}
 
 
@@ -206,6 +206,7 @@ def cases(flags: argparse.Namespace, ceiling: dict[str, float]) -> Iterator[tupl
             yield f"evaluation-{dataset}-{precision}", partial(evaluate, flags, dataset, precision)
     yield "generation-fp32", partial(generation, flags)
     yield "adamw", partial(optimizer_step, flags)
+    yield "adamw-1000-embeddings", partial(optimizer_step, flags, 1000)
     yield "start-up", start_up
 
 

@@ -1,4 +1,5 @@
-"""A step of AdamW over GPT-2's 124M parameters: ours against torch's fused one, and against the formula spelt out."""
+"""A step of AdamW over GPT-2's 124M parameters: ours against torch's fused one, with gradients everywhere and with
+few rows of the embedding in use, and against the formula spelt out."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ def main() -> None:
     describe_machine()
     adamw, fused = optimizers(GPT2Model(GPT2Config()))
     paired("AdamW against torch.optim.AdamW(fused=True)", adamw.step, fused.step)
+    sparse, fused_sparse = optimizers(GPT2Model(GPT2Config()), embeddings=1000)
+    paired("the same, 1,000 rows of the embedding with gradients", sparse.step, fused_sparse.step)
 
     def spelt_out() -> None:
         for parameter in fused.param_groups[0]["params"]:

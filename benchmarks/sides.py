@@ -127,10 +127,16 @@ class Stock:
         return ids, (torch.arange(ids.size(1)) < lengths[:, None]).long(), batch.labels
 
 
-def optimizers(model: torch.nn.Module) -> tuple[AdamW, torch.optim.AdamW]:
-    """Ours over the model's parameters and torch's fused one over copies, with the same gradients."""
+def optimizers(model: torch.nn.Module, embeddings: int | None = None) -> tuple[AdamW, torch.optim.AdamW]:
+    """Ours over the model's parameters and torch's fused one over copies, with the same gradients.
+
+    Only so many random rows of the token embedding have one, if a number is given.
+    """
     ours = list(model.parameters())
     theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
     for mine, other in zip(ours, theirs, strict=True):
         mine.grad = other.grad = torch.randn_like(mine) * 1e-3
+    if embeddings is not None:
+        weight = model.wte.weight
+        weight.grad[torch.randperm(len(weight))[embeddings:]] = 0
     return AdamW(ours, lr=1e-5), torch.optim.AdamW(theirs, lr=1e-5, eps=1e-6, weight_decay=0.0, fused=True)

@@ -148,6 +148,70 @@ def test_state_goes_on_where_it_was_saved(source):
     assert_same(second, straight, 0 if source is AdamW else 1e-6)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.sampled_from([(400, 16), (100, 3), (64, 2, 8), (300, 1), (20, 16)]),
+    rows_a_step=st.sampled_from([0, 1, 2, 9]),
+    weight_decay=st.lists(st.sampled_from([0.0, 0.0, 0.1]), min_size=3, max_size=3),
+    scale=st.sampled_from([1.0, 1e-30]),
+    transposed=st.booleans(),
+)
+def test_rows_without_a_gradient_are_where_an_update_of_all_leaves_them(
+    seed, shape, rows_a_step, weight_decay, scale, transposed
+):
+    """Few rows with gradients, saved and loaded on the way, weight decay now and then; the last steps are dense."""
+    torch.manual_seed(seed)
+    start = torch.randn(shape)
+    if transposed and len(shape) == 2:
+        start = start.t().contiguous().t()
+    ours, theirs = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    mine, torchs = AdamW([ours], lr=1e-2), torch.optim.AdamW([theirs], lr=1e-2, eps=1e-6)
+    for step in range(30):
+        if step % 10 == 0:
+            state, mine = copy.deepcopy(mine.state_dict()), AdamW([ours], lr=1e-2)
+            mine.load_state_dict(state)
+        mine.param_groups[0]["weight_decay"] = torchs.param_groups[0]["weight_decay"] = weight_decay[step % 3]
+        rows = torch.arange(len(start)) if step > 27 else torch.randint(len(start), (rows_a_step,))
+        gradient = torch.zeros_like(start)
+        gradient[rows] = scale * torch.randn(len(rows), *shape[1:])
+        ours.grad, theirs.grad = gradient, gradient.clone()
+        mine.step()
+        torchs.step()
+    assert_same([ours], [theirs])
+    for name in ("exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(mine.state[ours][name], torchs.state[theirs][name], rtol=1e-5, atol=0)
+
+
+def test_few_rows_are_updated_alone_and_to_the_same_bits(monkeypatch):
+    few, all_ = parameters([(320, 32)]), parameters([(320, 32)])
+    first, second = AdamW(few, lr=1e-2), AdamW(all_, lr=1e-2)
+    monkeypatch.setattr(second, "_few_rows", lambda *arguments: None)
+    updated, fused = [], optimizer.fused_update
+
+    def counted(arguments, group):
+        updated.append(len(arguments[0][0]))
+        fused(arguments, group)
+
+    monkeypatch.setattr(optimizer, "fused_update", counted)
+    for step in range(12):
+        gradient = torch.zeros(320, 32)
+        gradient[[step, 300 - 2 * step]] = 0.1 + step
+        few[0].grad, all_[0].grad = gradient, gradient.clone()
+        first.step()
+        second.step()
+    assert_same(few, all_, 0)
+    assert updated[::2] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 320, 320]
+
+
+def test_a_gradient_that_is_not_a_number_reaches_its_row():
+    (parameter,) = parameters([(64, 4)])
+    parameter.grad = torch.zeros(64, 4)
+    parameter.grad[5, 1] = torch.nan
+    AdamW([parameter], lr=1e-2).step()
+    assert parameter.isnan().nonzero().tolist() == [[5, 1]]
+
+
 @pytest.mark.parametrize(
     "arguments", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}, {"eps": -1e-8}, {"weight_decay": -1}]
 )
