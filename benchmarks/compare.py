@@ -1,14 +1,17 @@
 """Ours against stock `transformers` and `peft`: training, evaluation, writing, the optimizer, memory and start-up.
 
 ./setup.sh python benchmarks/compare.py --model_path DIR --data_dir DATA [--cases full-sst-8-fp32 ...] [--json FILE]
+./setup.sh python benchmarks/compare.py --shapes gpt2 gpt2-medium --tokenizer DIR --data_dir DATA --precision bf16
 
-Same checkpoint, same rows in the same batches, dropout on, in turn in one process; a ratio is stock's time over ours,
-the median over pairs with the lowest and the highest. The share of the ceiling counts the arithmetic of real tokens.
+On a CUDA GPU where there is one. Same checkpoint, same rows in the same batches, dropout on, in turn in one process; a
+ratio is stock's time over ours, the median over pairs with the lowest and the highest. The share of the ceiling counts
+the arithmetic of real tokens. On Quora the time of an epoch of the report's 141,506 pairs is scaled from the steps that
+were timed.
 """
 
 from __future__ import annotations
 
-from timing import describe_machine, in_turn, peak_of_process  # isort: skip
+from timing import describe_machine, finish, in_turn, peak_of_process  # isort: skip
 
 import argparse
 import json
@@ -29,6 +32,7 @@ from tempfile import TemporaryDirectory
 import torch
 import transformers
 from generation import writers
+from random_checkpoint import save_random
 from seeds import print_header, print_row
 from sides import METHODS, Ours, Stock, optimizers
 
@@ -41,18 +45,21 @@ from tasks.report import read_splits
 from tasks.table import sample
 from training.batching import by_length, shuffled
 from training.finetune import fine_tune
-from training.hardware import Precision, describe, keep_freed_memory
+from training.hardware import Precision, describe, keep_freed_memory, pick_device
 from training.interrupt import StopRequest
 
 DATASETS, BATCHES = ("sst", "cfimdb", "quora"), (8, 64)
 CHUNK = 24  # texts between two looks at the clock, at least
+SHAPES = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}  # layers, width, heads
+QUORA_PAIRS = 141506
+PAPER_HOURS = {("full", 12): 1.6, ("lora", 12): 0.9, ("full", 24): 5.0, ("lora", 24): 3.0}  # an epoch, report's table 1
 
 
 def train(flags: argparse.Namespace, method: str, dataset: str, rows: int, precision: str, ceiling: float) -> dict:
     """Steps of training on batches of so many rows."""
     task = task_of(dataset, flags.data_dir)
-    ours = Ours(task, method, precision, model_path=flags.model_path)
-    stock = Stock(ours, method, precision)
+    ours = Ours(task, method, Precision(precision, flags.device), model_path=flags.model_path)
+    stock = Stock(ours, method)
     order = shuffled(len(ours.texts), rows, 0, 0)
     steps = max(1, CHUNK // rows)
     losses: dict[object, list[float]] = {ours: [], stock: []}
@@ -64,10 +71,14 @@ def train(flags: argparse.Namespace, method: str, dataset: str, rows: int, preci
     seen = [order[i % len(order)] for i in range(steps, steps * (flags.pairs + 1))]
     work = mean(_operations(ours.model.transformer, [ours.texts.lengths[i] for i in batch]) for batch in seen)
     passes = {"full": 3, "lora": 2, "last-linear-layer": 1}[method]
+    examples = {"examples": rows * steps / timing.ours, "examples_stock": rows * steps / timing.stock}
+    epoch = {"hours": QUORA_PAIRS / examples["examples"] / 3600} if dataset == "quora" else {}
+    if epoch:
+        epoch["hours_paper"] = PAPER_HOURS.get((method, ours.model.transformer.config.n_layer))
     return {
         "timing": timing,
-        "examples": rows * steps / timing.ours,
-        "examples_stock": rows * steps / timing.stock,
+        **examples,
+        **epoch,
         "share": passes * work * steps / timing.ours / ceiling,
         "loss": mean(losses[ours]),
         "loss_stock": mean(losses[stock]),
@@ -87,12 +98,12 @@ def last_linear_layer(flags: argparse.Namespace, precision: str) -> dict:
     """Ten epochs on some of SST: a run of ours, which reads each text once, with what it evaluates and saves; of stock,
     which reads them every time, one epoch of training is timed and counted ten times."""
     more = {"model_path": flags.model_path, "max_train_samples": flags.texts, "max_eval_samples": 100}
-    settings = classifier.parse_flags([]) | METHODS["last-linear-layer"] | more | {"precision": precision}
+    more |= {"precision": precision, "device": flags.device.type}
+    settings = classifier.parse_flags([]) | METHODS["last-linear-layer"] | more
     task = task_of("sst", flags.data_dir)
     splits = read_splits(task, settings)
-    stock = Stock(
-        Ours(task, "last-linear-layer", precision, model_path=flags.model_path), "last-linear-layer", precision
-    )
+    side = Ours(task, "last-linear-layer", Precision(precision, flags.device), model_path=flags.model_path)
+    stock = Stock(side, "last-linear-layer")
     order = sample(len(stock.texts), flags.texts)
 
     def run(_: int) -> None:
@@ -109,8 +120,9 @@ def last_linear_layer(flags: argparse.Namespace, precision: str) -> dict:
 def evaluate(flags: argparse.Namespace, dataset: str, precision: str) -> dict:
     """Logits of dev: ours in batches of so many tokens, longest first, as in training; stock 64 rows at a time, as
     they stand in the file."""
-    ours = Ours(task_of(dataset, flags.data_dir), "full", precision, split="dev", model_path=flags.model_path)
-    stock = Stock(ours, "full", precision)
+    task, there = task_of(dataset, flags.data_dir), Precision(precision, flags.device)
+    ours = Ours(task, "full", there, split="dev", model_path=flags.model_path)
+    stock = Stock(ours, "full")
     count = min(len(ours.texts), flags.texts)
     lengths = ours.texts.lengths[:count]
 
@@ -127,23 +139,23 @@ def evaluate(flags: argparse.Namespace, dataset: str, precision: str) -> dict:
 
 def optimizer_step(flags: argparse.Namespace, embeddings: int | None = None) -> dict:
     """AdamW over all parameters, against `torch.optim.AdamW(fused=True)`; gradients of some embeddings, or of all."""
-    adamw, fused = optimizers(GPT2Model.from_pretrained(flags.model_path), embeddings)
+    adamw, fused = optimizers(GPT2Model.from_pretrained(flags.model_path).to(flags.device), embeddings)
     return {"timing": in_turn(lambda _: adamw.step(), lambda _: fused.step(), 2 * flags.pairs)}
 
 
 def generation(flags: argparse.Namespace) -> dict:
     """Twelve texts of 32 tokens, the likeliest each time."""
-    ours, stock, _ = writers(flags.model_path, 32)
+    ours, stock, _ = writers(flags.model_path, 32, flags.device)
     greedy = Sampling(temperature=0)
     return {"timing": in_turn(lambda _: ours(greedy), lambda _: stock(greedy), flags.pairs)}
 
 
 def memory(flags: argparse.Namespace, method: str, dataset: str, rows: int, precision: str) -> dict:
-    """Peak of the whole process in steps on the longest rows, a process each, in MiB."""
+    """Peak in steps on the longest rows, a process each, in MiB: of the whole process, or of a GPU's allocator."""
     peaks = {}
     for side in ("ours", "stock"):
         case = [side, method, dataset, str(rows), precision]
-        where = ["--model_path", flags.model_path, "--data_dir", flags.data_dir]
+        where = ["--model_path", flags.model_path, "--data_dir", flags.data_dir, "--device", flags.device.type]
         ended = subprocess.run(
             [sys.executable, __file__, *where, "--child", *case], check=True, capture_output=True, text=True
         )
@@ -153,14 +165,15 @@ def memory(flags: argparse.Namespace, method: str, dataset: str, rows: int, prec
 
 def _child(flags: argparse.Namespace) -> None:
     side, method, dataset, rows, precision = flags.child
-    one = Ours(task_of(dataset, flags.data_dir), method, precision, model_path=flags.model_path)
+    there = Precision(precision, flags.device)
+    one = Ours(task_of(dataset, flags.data_dir), method, there, model_path=flags.model_path)
     if side == "stock":
-        one = Stock(one, method, precision)  # ours is garbage from here on, but for the head it was given
+        one = Stock(one, method)  # ours is garbage from here on, but for the head it was given
     lengths = one.texts.lengths
     longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-int(rows) :]
     for _ in range(2):  # the second finds the optimizer's state in its place
         one.step(longest)
-    print(peak_of_process())
+    print(torch.cuda.max_memory_allocated() if flags.device.type == "cuda" else peak_of_process())
 
 
 def start_up() -> dict:
@@ -174,22 +187,25 @@ def start_up() -> dict:
     return {"seconds": median(seconds)}
 
 
-def ceilings(precisions: list[str]) -> dict[str, float]:
+def ceilings(precisions: list[str], device: torch.device) -> dict[str, float]:
     """The most that the machine does: operations a second of a large matrix product by precision, bytes a second of a
     copy, counting what is read and what is written."""
-    best = {}
+    best, size = {}, 8192 if device.type == "cuda" else 2048
     for name in precisions:
-        a, b = torch.randn(2, 2048, 2048, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[name])
-        best[name] = 2 * 2048**3 / min(_seconds(lambda a=a, b=b: a @ b) for _ in range(20))
-    source = torch.randn(1 << 26)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+        a, b = torch.randn(2, size, size, dtype=dtype, device=device)
+        best[name] = 2 * size**3 / min(_seconds(lambda a=a, b=b: a @ b) for _ in range(20))
+    source = torch.randn(1 << 26, device=device)
     target = torch.empty_like(source)
     best["copy"] = 2 * source.nbytes / min(_seconds(lambda: target.copy_(source)) for _ in range(10))
     return best
 
 
 def _seconds(work: Callable[[], object]) -> float:
+    finish()
     started = time.perf_counter()
     work()
+    finish()
     return time.perf_counter() - started
 
 
@@ -212,48 +228,73 @@ def cases(flags: argparse.Namespace, ceiling: dict[str, float]) -> Iterator[tupl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model_path", required=True, help="any Hugging Face GPT-2 directory with a tokenizer")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model_path", help="any Hugging Face GPT-2 directory with a tokenizer")
+    model.add_argument("--shapes", nargs="+", choices=SHAPES, help="random weights in these shapes, one after another")
+    parser.add_argument("--tokenizer", default="gpt2", help="GPT-2's, for --shapes: a directory, or a name on the Hub")
     parser.add_argument("--data_dir", default="data", help="the course's files")
     parser.add_argument("--cases", nargs="+", metavar="PATTERN", default=["*"], help="`full-*-8-fp32`, `memory-*`")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--texts", type=int, default=1000, help="of the last linear layer and evaluation")
-    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), help="all that the processor multiplies in")
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), help="all that the device multiplies in")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", type=Path, help="a file for all figures")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     flags = parser.parse_args()
+    flags.device = pick_device(flags.device)
     keep_freed_memory()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if flags.child:
         _child(flags)
         return
-    flags.precision = flags.precision or sorted({"fp32", Precision("auto", torch.device("cpu")).name}, reverse=True)
-    describe_machine()
-    ceiling = ceilings(flags.precision)
+    if not flags.precision:
+        best = Precision("auto", flags.device).name
+        flags.precision = ["fp32", "bf16"] if best == "bf16" else ["fp32"]
+    describe_machine(flags.device.type)
+    ceiling = ceilings(flags.precision, flags.device)
     print(", ".join(f"{name} {value / 1e9:.0f} G/s" for name, value in ceiling.items()), flush=True)
     found = {}
-    print_header("", "stock's time over ours", "ours", "stock", "share of the ceiling", "loss: ours, stock")
+    with TemporaryDirectory() as folder:
+        for shape in flags.shapes or [None]:
+            if shape:
+                flags.model_path = str(Path(folder) / shape)
+                save_random(flags.model_path, flags.tokenizer, *SHAPES[shape])
+            found[shape or flags.model_path] = _compare(shape or "", flags, ceiling)
+    if flags.json:
+        figures = {"machine": describe(flags.device), "torch": torch.__version__, "ceiling": ceiling}
+        write_text(flags.json, json.dumps(figures | {"models": found}, indent=1) + "\n")
+
+
+def _compare(title: str, flags: argparse.Namespace, ceiling: dict[str, float]) -> dict[str, dict]:
+    """All figures of one checkpoint by case, printed as they come."""
+    found = {}
+    print_header(
+        title, "stock's time over ours", "ours", "stock", "share of the ceiling", "loss: ours, stock", "hours an epoch"
+    )
     for name, measure in cases(flags, ceiling):
         if any(fnmatch(name, pattern) for pattern in flags.cases):
-            found[name] = measure()
-            print_row(name, *_cells(found[name]))
-    if flags.json:
-        figures = {"machine": describe(torch.device("cpu")), "torch": torch.__version__, "ceiling": ceiling}
-        plain = {name: {k: asdict(v) if k == "timing" else v for k, v in one.items()} for name, one in found.items()}
-        write_text(flags.json, json.dumps(figures | {"cases": plain}, indent=1) + "\n")
+            figures = measure()
+            print_row(name, *_cells(figures))
+            found[name] = {key: asdict(value) if key == "timing" else value for key, value in figures.items()}
+    return found
 
 
 def _cells(figures: dict) -> list[str]:
     if "seconds" in figures:
-        return ["", f"{figures['seconds']:.2f} s", "", "", ""]
+        return ["", f"{figures['seconds']:.2f} s", "", "", "", ""]
     if "memory" in figures:
         ours, stock = figures["memory"], figures["memory_stock"]
-        return [f"{stock / ours:.2f} (memory)", f"{ours:.0f} MiB", f"{stock:.0f} MiB", "", ""]
+        return [f"{stock / ours:.2f} (memory)", f"{ours:.0f} MiB", f"{stock:.0f} MiB", "", "", ""]
     timing = figures["timing"]
     if "examples" not in figures:
-        return [str(timing), f"{timing.ours:.2f} s", f"{timing.stock:.2f} s", "", ""]
+        return [str(timing), f"{timing.ours:.2f} s", f"{timing.stock:.2f} s", "", "", ""]
     sides = [f"{figures[k]:.1f} examples/s" for k in ("examples", "examples_stock")]
-    return [str(timing), *sides, f"{figures['share']:.0%}", f"{figures['loss']:.3f}, {figures['loss_stock']:.3f}"]
+    losses = f"{figures['loss']:.3f}, {figures['loss_stock']:.3f}"
+    hours = f"{figures['hours']:.2f}" if "hours" in figures else ""
+    if figures.get("hours_paper"):
+        hours += f" (the report: {figures['hours_paper']})"
+    return [str(timing), *sides, f"{figures['share']:.0%}", losses, hours]
 
 
 if __name__ == "__main__":

@@ -24,17 +24,17 @@ Writer = Callable[[Sampling], None]
 WAYS = {"the likeliest token": Sampling(temperature=0), "drawn (1.2, top-p 0.9)": Sampling(1.2, top_p=0.9)}
 
 
-def writers(path: str, tokens: int) -> tuple[Writer, Writer, Writer]:
+def writers(path: str, tokens: int, device: torch.device | str = "cpu") -> tuple[Writer, Writer, Writer]:
     """Ours, stock's, and stock's of the first text alone without a cache; each draws as it is told."""
-    theirs = transformers.GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32).eval()
-    ours = GPT2LMHeadModel(GPT2Model.from_pretrained(path))
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32).to(device).eval()
+    ours = GPT2LMHeadModel(GPT2Model.from_pretrained(path)).to(device)
     theirs.generation_config.eos_token_id = ours.config.eos_token_id = None  # all texts have all their tokens
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(25, 45, (PROMPTS,), generator=generator).tolist()  # as three lines of a sonnet
     prompts = [torch.randint(1, ours.config.vocab_size, (length,), generator=generator).tolist() for length in lengths]
-    ids = torch.tensor([[0] * (max(lengths) - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (max(lengths) - length) + [1] * length for length in lengths])
-    alone = (torch.tensor(prompts[:1]), torch.ones(1, lengths[0], dtype=torch.long))
+    ids = torch.tensor([[0] * (max(lengths) - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (max(lengths) - length) + [1] * length for length in lengths], device=device)
+    alone = (torch.tensor(prompts[:1], device=device), torch.ones(1, lengths[0], dtype=torch.long, device=device))
 
     def write(sampling: Sampling) -> None:
         generate(ours, prompts, tokens, sampling, range(PROMPTS))

@@ -6,9 +6,18 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+
+def save_random(directory: str | Path, tokenizer: str, layers: int, width: int, heads: int, seed: int = 0) -> None:
+    """A directory that any GPT-2 loads from."""
+    torch.manual_seed(seed)
+    config = GPT2Config(n_layer=layers, n_embd=width, n_head=heads)
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(directory)
 
 
 def main() -> None:
@@ -19,11 +28,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    flags = parser.parse_args()
-    torch.manual_seed(flags.seed)
-    config = GPT2Config(n_layer=flags.layers, n_embd=flags.width, n_head=flags.heads)
-    GPT2LMHeadModel(config).save_pretrained(flags.directory)
-    AutoTokenizer.from_pretrained(flags.tokenizer).save_pretrained(flags.directory)
+    save_random(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

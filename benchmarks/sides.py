@@ -27,6 +27,7 @@ METHODS = {  # flags of the scripts
     "last-linear-layer": {"fine_tune_mode": "last-linear-layer", "use_lora": False},
 }
 CPU = torch.device("cpu")
+FP32 = Precision("fp32", CPU)
 
 
 class Ours:
@@ -35,11 +36,12 @@ class Ours:
     Args:
         task: whose training file is read, or its dev file.
         method: a key of `METHODS`.
+        precision: of both sides, and on which device.
         more: settings that differ from the scripts' defaults; `model_path` at least.
     """
 
     def __init__(
-        self, task: Sentiment | Paraphrase, method: str, precision: str = "fp32", split: str = "train", **more
+        self, task: Sentiment | Paraphrase, method: str, precision: Precision = FP32, split: str = "train", **more
     ):
         self.settings = classifier.parse_flags([]) | METHODS[method] | {"lr": 1e-5} | more
         torch.manual_seed(self.settings["seed"])
@@ -47,8 +49,9 @@ class Ours:
         self.model = GPT2ForSequenceClassification(self.loaded.network, task.labels)
         self.method = choose(self.settings, self.loaded, store_features=False)(self.model, self.settings)
         self.texts: TokenExamples = task.encode(self.loaded.tokenizer, task.read(split))
+        self.model.to(precision.device)
         self.forward, _ = self.method.start({split: self.texts}, None)
-        self.precision = Precision(precision, CPU)
+        self.precision = precision
         optimizer = AdamW([p for p in self.model.parameters() if p.requires_grad], lr=self.settings["lr"])
         objective = Classification(self.model, self.forward, score)
         limits = self.settings["micro_batch_size"], self.settings["max_grad_norm"]
@@ -64,7 +67,7 @@ class Ours:
         """(B, classes) logits of these rows, the short ones first."""
         self.model.eval()
         with torch.inference_mode(), self.precision.autocast():
-            return self.forward(*self.texts.batch(indices, CPU).inputs).float()
+            return self.forward(*self.texts.batch(indices, self.precision.device).inputs).float()
 
     def peak(self, rows: int) -> int:
         """Bytes that a step on the longest texts takes."""
@@ -77,8 +80,8 @@ class Stock:
     """What a user would write: rows padded to the longest on the right, `GPT2ForSequenceClassification`, PEFT, fused
     AdamW, autocast. It starts from our head, and sees our token ids."""
 
-    def __init__(self, ours: Ours, method: str, precision: str = "fp32"):
-        self.texts, self.precision = ours.texts, Precision(precision, CPU)
+    def __init__(self, ours: Ours, method: str):
+        self.texts, self.precision = ours.texts, ours.precision
         torch.manual_seed(ours.settings["seed"])
         labels = ours.model.score.out_features
         model = transformers.GPT2ForSequenceClassification.from_pretrained(
@@ -97,7 +100,7 @@ class Stock:
             model = get_peft_model(model, config)
         elif method == "last-linear-layer":
             model.transformer.requires_grad_(False)
-        self.model = model.train()
+        self.model = model.to(self.precision.device).train()
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=ours.settings["lr"], eps=1e-6, weight_decay=0.0, fused=True)
 
@@ -119,12 +122,12 @@ class Stock:
             return self.model(input_ids=ids, attention_mask=mask).logits.float()
 
     def _batch(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        batch = self.texts.batch(indices, CPU)
+        batch = self.texts.batch(indices, self.precision.device)
         tokens, rows = batch.inputs
         parts = tokens.split(rows.lengths)
         ids = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=self.padding)
-        lengths = torch.tensor(rows.lengths)
-        return ids, (torch.arange(ids.size(1)) < lengths[:, None]).long(), batch.labels
+        lengths = torch.tensor(rows.lengths, device=ids.device)
+        return ids, (torch.arange(ids.size(1), device=ids.device) < lengths[:, None]).long(), batch.labels
 
 
 def optimizers(model: torch.nn.Module, embeddings: int | None = None) -> tuple[AdamW, torch.optim.AdamW]:

@@ -39,10 +39,18 @@ def in_turn(ours: Callable[[int], object], stock: Callable[[int], object], pairs
         for side in (ours, stock) if number % 2 else (stock, ours):
             started = time.perf_counter()
             side(number)
+            finish()
             if number:
                 seconds[side].append(time.perf_counter() - started)
     ratios = [b / a for a, b in zip(seconds[ours], seconds[stock], strict=True)]
     return Timing(median(ratios), min(ratios), max(ratios), median(seconds[ours]), median(seconds[stock]))
+
+
+def finish() -> None:
+    """Waits for a GPU, where one is at work."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def paired(name: str, ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 15) -> float:
@@ -67,12 +75,12 @@ def peak_of_process() -> int:
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
 
 
-def describe_machine() -> None:
+def describe_machine(device: str = "cpu") -> None:
     """Prints what the figures below it were measured on."""
     import torch
 
     from training.hardware import describe
 
-    machine = describe(torch.device("cpu"))
+    machine = describe(torch.device(device))
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     print(f"{machine['device']}, {machine['threads']} threads, {versions}")
