@@ -41,6 +41,18 @@ class LoraLinear(PeftLinear):
         weights = [self.scaling[name] * self.lora_B[name].weight for name in adapters]
         return torch.cat([x, *xs], dim=1), torch.cat([base.weight, *weights], dim=1), base.bias
 
+    def merge(self, *args, **kwargs) -> None:
+        super().merge(*args, **kwargs)
+        self._changed()
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        self._changed()
+
+    def _changed(self) -> None:
+        """PEFT changes the weight behind autograd's back; whoever keeps a copy of it looks at its version."""
+        torch.autograd.graph.increment_version(self.get_base_layer().weight)
+
     def _in_use(self) -> list[str]:
         if self.disable_adapters and self.merged:
             self.unmerge()

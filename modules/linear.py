@@ -15,18 +15,34 @@ ROWS = 32  # of which a batch in 16 bits has a multiple
 class Linear(nn.Linear):
     """`nn.Linear`, computed by `linear`; in training under a CPU's autocast by `LinearInHalf`."""
 
+    _frozen: tuple[tuple, Tensor] | None = None  # what the weight was, and that in 16 bits
+
     def forward(self, x: Tensor) -> Tensor:
         return self.with_bias(x, self.bias)
 
     def with_bias(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer with another bias in the place of its own."""
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled():
-            return LinearInHalf.apply(x, self.weight, bias, torch.get_autocast_dtype("cpu"))
+            return LinearInHalf.apply(x, self.weight, self._in_half(torch.get_autocast_dtype("cpu")), bias)
         return linear(x, self.weight, bias)
 
     def widened(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the layer multiplies: input, weight and bias; with an adapter, these are wider."""
         return x, self.weight, self.bias
+
+    def _in_half(self, dtype: torch.dtype) -> Tensor:
+        """The weight in 16 bits: while it is frozen, one copy for all steps."""
+        weight = self.weight.detach()
+        if self.weight.requires_grad:
+            return weight.to(dtype)
+        state = weight.data_ptr(), weight._version, dtype
+        if self._frozen is None or self._frozen[0] != state:
+            self._frozen = state, weight.to(dtype)
+        return self._frozen[1]
+
+    def _apply(self, fn, recurse: bool = True):
+        self._frozen = None
+        return super()._apply(fn, recurse)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -59,27 +75,27 @@ class LinearInHalf(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """(..., in), (out, in), (out,) -> (..., out) in 16 bits"""
+    def forward(ctx, x: Tensor, weight: Tensor, half: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., in), (out, in), the same in 16 bits, (out,) -> (..., out) in 16 bits"""
         ctx.shape = x.shape
-        x, weight = _filled(x.flatten(0, -2), dtype), weight.to(dtype)
-        ctx.save_for_backward(x, weight)
+        x = _filled(x.flatten(0, -2), half.dtype)
+        ctx.save_for_backward(x, half)
         with torch.autocast("cpu", enabled=False):
-            y = F.linear(x, weight, None if bias is None else bias.to(dtype))
+            y = F.linear(x, half, None if bias is None else bias.to(half.dtype))
         return y[: ctx.shape[:-1].numel()].view(*ctx.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        x, half = ctx.saved_tensors
+        needs_x, needs_weight, _, needs_bias = ctx.needs_input_grad
         dy = dy.flatten(0, -2)
-        full = _filled(dy, weight.dtype)
+        full = _filled(dy, half.dtype)
         return (
-            (full @ weight)[: len(dy)].view(ctx.shape) if needs_x else None,
+            (full @ half)[: len(dy)].view(ctx.shape) if needs_x else None,
             (full.t() @ x).float() if needs_weight else None,
-            dy.float().sum(dim=0) if needs_bias else None,
             None,
+            dy.float().sum(dim=0) if needs_bias else None,
         )
 
 

@@ -24,6 +24,7 @@ from models.lora import TARGETS, VARIANTS, Adapters, Lora, read_adapter
 from models.lora_linear import LoraLinear
 from modules.attention import attend, attend_with_last
 from modules.dropout import Dropout
+from modules.linear import Linear
 from modules.ragged import Rows, pack
 from training.interrupt import Interrupted
 
@@ -176,6 +177,39 @@ def test_a_layer_in_training_computes_what_pefts_does(n, shape, rank, p):
             change(layer)
         for y in (ours(x), torch.nn.functional.linear(*ours.widened(x))):
             torch.testing.assert_close(y, theirs(x))
+
+
+CHANGES = {
+    "in place": lambda layer: layer.get_base_layer().weight.mul_(2),
+    "loaded": lambda layer: layer.load_state_dict({name: 2 * t for name, t in layer.state_dict().items()}),
+    "merged": lambda layer: layer.merge(),
+    "unmerged": lambda layer: layer.unmerge() if layer.merged else None,
+    "moved": lambda layer: layer.double().float(),
+    "fp16": lambda layer: layer.half().float(),
+    "trained": lambda layer: layer.get_base_layer().weight.requires_grad_(True),
+    "frozen": lambda layer: layer.get_base_layer().weight.requires_grad_(False),
+    "nothing": lambda layer: None,
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(changes=st.lists(st.sampled_from(sorted(CHANGES)), min_size=1, max_size=6), n=st.integers(1, 40))
+def test_a_frozen_layer_in_bf16_computes_with_its_weight_of_now(changes, n):
+    """Its copy in 16 bits is made once, and anew after any change."""
+    config = peft.LoraConfig(r=2, lora_alpha=3)
+    layer = LoraLinear(Linear(6, 18), "default", config, r=2, lora_alpha=3)
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    base = layer.get_base_layer().requires_grad_(False)
+    for change in changes:
+        with torch.no_grad():
+            CHANGES[change](layer)
+        x, dy = torch.randn(n, 6).requires_grad_(), torch.randn(n, 18).bfloat16()
+        inputs = [x, base.weight] if base.weight.requires_grad else [x]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = torch.nn.functional.linear(x, base.weight, base.bias)
+            y = base(x)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(out, inputs, dy) for out in (y, expected)))
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
