@@ -107,13 +107,16 @@ class GPT2Model(nn.Module):
         """
         self.check(tokens, rows)
         x = self.drop(self.wte(tokens) + self.wpe(rows.positions))  # (N, C)
+        if cache is None:
+            x = rows.fill(x)  # (N', C)
         past = cache.layers if cache else [None] * len(self.h)
         for block, before in zip(self.h[:-1], past[:-1], strict=True):
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = checkpoint(block, x, rows, use_reentrant=False)
             else:
                 x = block(x, rows, past=before)
-        return self.ln_f(self.h[-1](x, rows, only_last, past[-1]))
+        x = self.ln_f(self.h[-1](x, rows, only_last, past[-1]))
+        return x if only_last else x[: len(tokens)]
 
     def hidden_state_to_token(self, hidden_state: Tensor) -> Tensor:
         """(..., C) -> (..., vocab_size): next-token logits, through the transpose of the token embedding."""

@@ -35,6 +35,7 @@ from models.lora_linear import LoraLinear
 from models.pretrained import refuse_not_finite
 from models.tensors import check_tensors, write_tensors
 from modules.dropout import Dropout
+from modules.linear import Linear
 from modules.ragged import Rows
 
 TARGETS = {
@@ -90,7 +91,7 @@ class Lora:
             r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS[target], **VARIANTS[variant]
         )
         if variant != "dora":
-            config._register_custom_module({nn.Linear: LoraLinear})
+            config._register_custom_module({Linear: LoraLinear})
         self.peft = PeftModel(model, config)
         if dropout:
             for layer in _lora_layers(model):

@@ -8,24 +8,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from modules.dropout import dropout, keep_mask
-from modules.linear import linear
+from modules.linear import add_product, product
 
 
 class LoraLinear(PeftLinear):
     """x W^T + b + alpha / r * dropout(x) A^T B^T, with W and b frozen; not for variants with more to compute, as DoRA.
 
-    On a CPU in float32 the network waits for memory between its products, and PEFT's sum of two layers scales and adds
-    in passes of their own; `LowRankSum` has the products do both. Elsewhere PEFT's own runs.
+    On a CPU the network waits for memory between its products, and PEFT's sum of two layers scales, adds and under
+    autocast converts in passes of their own; `LowRankSum` has the products do it. Elsewhere PEFT's own runs.
     """
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """(N, in) -> (N, out)"""
         adapters = self._in_use()
-        if len(adapters) != 1 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        if len(adapters) != 1 or x.device.type != "cpu":
             return super().forward(x, *args, **kwargs)
         (name,) = adapters
         base, a, b = self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight
-        return LowRankSum.apply(x, base.weight, base.bias, a, b, self.scaling[name], self._dropout(name))
+        return LowRankSum.apply(x, base.weight_in_use(), base.bias, a, b, self.scaling[name], self._dropout(name))
 
     def widened(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The layer as one without an adapter: a low-rank sum is a product with r more columns.
@@ -67,29 +67,36 @@ class LowRankSum(torch.autograd.Function):
     """Y = X W^T + b + c (X * keep) A^T B^T, with W and b frozen, c the adapter's scaling times dropout's. Backward:
 
     dH = c dY B        dA = dH^T (X * keep)        dB = c dY^T H        dX = dY W + (dH A) * keep
+
+    W decides the precision of the products, as autocast does; the gradients of A and B are in their own.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, a: Tensor, b: Tensor, scaling: float, p: float) -> Tensor:
         """(N, in), (out, in), (out,), (r, in), (out, r) -> (N, out)"""
-        keep, dropped = None, x
-        if p > 0:
-            keep, scale = keep_mask(x.shape, p, x.dtype)
-            dropped, scaling = x * keep, scaling * scale
-        h = dropped @ a.t()  # (N, r)
-        ctx.scaling = scaling
-        ctx.save_for_backward(weight, a, b, keep, dropped, h)
-        return linear(x, weight, bias).addmm_(h, b.t(), alpha=scaling)
+        dtype, ctx.dtypes = weight.dtype, (x.dtype, a.dtype)
+        with torch.autocast("cpu", enabled=False):
+            x, a, b, bias = (tensor.to(dtype) for tensor in (x, a, b, bias))
+            keep, dropped = None, x
+            if p > 0:
+                keep, scale = keep_mask(x.shape, p, dtype)
+                dropped, scaling = x * keep, scaling * scale
+            h = product(dropped, a)  # (N, r)
+            ctx.scaling = scaling
+            ctx.save_for_backward(weight, a, b, keep, dropped, h)
+            return product(x, weight, bias).addmm_(h, b.t(), alpha=scaling)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, a, b, keep, dropped, h = ctx.saved_tensors
-        dh = (dy @ b).mul_(ctx.scaling)
-        da, db = dh.t() @ dropped, (dy.t() @ h).mul_(ctx.scaling)
+        of_x, of_adapter = ctx.dtypes
+        dh = product(dy, b.t()).mul_(ctx.scaling)
+        da = product(dh.t(), dropped.t()).to(of_adapter)
+        db = (dy.t() @ h).mul_(ctx.scaling).to(of_adapter)
         if not ctx.needs_input_grad[0]:
             return None, None, None, da, db, None, None
-        dx = dh @ a
+        dx = product(dh, a.t())
         if keep is not None:
             dx *= keep
-        return dx.addmm_(dy, weight), None, None, da, db, None, None
+        return add_product(dx, dy, weight.t()).to(of_x), None, None, da, db, None, None

@@ -76,11 +76,11 @@ def attend(qkv: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Tensor:
         (N, C)
     """
     outputs = []
-    for run, part in zip(rows.rectangles, qkv.split([run.tokens for run in rows.rectangles]), strict=True):
+    for run, part in zip(rows.rectangles, rows.split(qkv), strict=True):
         q, k, v = run.pad(part).unflatten(-1, (3, n_head, -1)).permute(2, 0, 3, 1, 4)  # (b, nh, T, hs) each
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
         outputs.append(run.unpad(y.transpose(1, 2).flatten(2)))
-    return torch.cat(outputs)
+    return rows.join(outputs, len(qkv))
 
 
 def attend_from_last(x: Tensor, weight: Tensor, bias: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Tensor:
@@ -102,8 +102,8 @@ def attend_from_last(x: Tensor, weight: Tensor, bias: Tensor, rows: Rows, n_head
     q = F.linear(x[rows.last], w_q, b_q).unflatten(-1, (n_head, -1)).transpose(0, 1)  # (nh, B, hs)
     q = q / math.sqrt(q.size(-1)) @ w_k.view(n_head, -1, size)  # (nh, B, D)
     sums, totals = [], []
-    counts, sizes = zip(*((run.rows, run.tokens) for run in rows.rectangles), strict=True)
-    for run, query, part in zip(rows.rectangles, q.transpose(0, 1).split(counts), x.split(sizes), strict=True):
+    counts = [run.rows for run in rows.rectangles]
+    for run, query, part in zip(rows.rectangles, q.transpose(0, 1).split(counts), rows.split(x), strict=True):
         tokens = run.pad(part)  # (b, T, D)
         scores = query @ tokens.transpose(1, 2)  # (b, nh, T)
         if run.slots is not None:
@@ -118,9 +118,8 @@ def attend_from_last(x: Tensor, weight: Tensor, bias: Tensor, rows: Rows, n_head
 def attend_with_last(qkv: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Tensor:
     """(N, 3C) queries, keys and values of all tokens -> (B, C), attention of the last token of each row."""
     queries = qkv[rows.last].chunk(3, dim=-1)[0].unflatten(-1, (n_head, 1, -1))  # (B, nh, 1, hs)
-    counts, sizes = zip(*((run.rows, run.tokens) for run in rows.rectangles), strict=True)
-    outputs = []
-    for run, q, part in zip(rows.rectangles, queries.split(counts), qkv.split(sizes), strict=True):
+    outputs, counts = [], [run.rows for run in rows.rectangles]
+    for run, q, part in zip(rows.rectangles, queries.split(counts), rows.split(qkv), strict=True):
         _, k, v = run.pad(part).unflatten(-1, (3, n_head, -1)).permute(2, 0, 3, 1, 4)  # (b, nh, T, hs) each
         scores = q @ k.transpose(2, 3) / math.sqrt(q.size(-1))  # (b, nh, 1, T)
         if run.slots is not None:

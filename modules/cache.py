@@ -86,8 +86,8 @@ class LayerCache:
             self.keys[rows.last, :, rows.positions] = k
             self.values[rows.last, :, rows.positions] = v
             return
-        start, sizes = 0, [run.tokens for run in rows.rectangles]
-        for run, part in zip(rows.rectangles, qkv.split(sizes), strict=True):
+        start = 0
+        for run, part in zip(rows.rectangles, rows.split(qkv), strict=True):
             _, k, v = run.pad(part).unflatten(-1, (3, n_head, -1)).permute(2, 0, 3, 1, 4)  # (b, nh, T, hs) each
             here = slice(start, start + run.rows)
             self.keys[here, :, : run.width], self.values[here, :, : run.width] = k, v

@@ -28,21 +28,22 @@ class DropoutAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, qkv: Tensor, rows: Rows, n_head: int, p: float) -> Tensor:
-        """(N, 3C) -> (N, C)"""
+        """(N', 3C) -> (N', C)"""
         y = qkv.new_empty(qkv.size(0), qkv.size(1) // 3)
         kept = []
         for run in rows.by_head(n_head):
             q, k, v = run.split(qkv, 3)  # (b * nh, T, hs) each
             outputs = []
             for start, end in _blocks(run.width):
-                future = q.new_full((end - start, end), -torch.inf).triu_(start + 1)
+                future = run.future(start, end, q.dtype)
                 weights = torch.baddbmm(future, q[:, start:end], k[:, :end].mT, alpha=q.size(-1) ** -0.5)
                 weights = weights.softmax(dim=-1)  # (b * nh, end - start, end)
                 dropped, scale = keep_mask(weights.shape, p, weights.dtype)
                 dropped *= weights
                 outputs.append(dropped @ v[:, :end])
                 kept += [weights, dropped]
-            run.join(torch.cat(outputs, dim=1), y)
+            run.join(torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], y)
+        y[len(rows.positions) :] = 0
         ctx.rows, ctx.n_head, ctx.scale = rows, n_head, scale
         y *= scale
         ctx.save_for_backward(qkv, y, *kept)
@@ -59,7 +60,9 @@ class DropoutAttention(torch.autograd.Function):
             q, k, v = run.split(qkv, 3)
             g, row_sums = run.split(dy, zeros=True)[0], run.split(sums, zeros=True)[0]
             blocks, shrink = _blocks(run.width), q.size(-1) ** -0.5
-            dq, dk, dv = grads = qkv.new_zeros(3, *q.shape)
+            dq, dk, dv = grads = qkv.new_empty(3, *q.shape)
+            if len(blocks) > 1:
+                grads.zero_()
             for start, end in blocks:
                 weights, dropped = next(kept), next(kept)
                 block = g[:, start:end]
@@ -74,6 +77,7 @@ class DropoutAttention(torch.autograd.Function):
                     dk[:, :end].add_(ds.mT @ q[:, start:end], alpha=shrink)
                     dv[:, :end].add_(dropped.mT @ block, alpha=ctx.scale)
             run.join(grads, dqkv)
+        dqkv[len(ctx.rows.positions) :] = 0
         return dqkv, None, None, None
 
 

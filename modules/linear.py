@@ -7,13 +7,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-FEW = 64  # rows, up to which W x^T is the quicker product
-STEP = 16  # rows that the processor multiplies at once
-ROWS = 32  # of which a batch in 16 bits has a multiple
+_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.cpu.get_cpu_capability()
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, computed by `linear`; in training under a CPU's autocast by `LinearInHalf`."""
+    """`nn.Linear`, computed by `linear`; in training under a CPU's autocast, in 16 bits."""
 
     _frozen: tuple[tuple, Tensor] | None = None  # what the weight was, and that in 16 bits
 
@@ -22,17 +20,20 @@ class Linear(nn.Linear):
 
     def with_bias(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer with another bias in the place of its own."""
-        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled():
-            return LinearInHalf.apply(x, self.weight, self._in_half(torch.get_autocast_dtype("cpu")), bias)
+        if x.device.type == "cpu" and torch.is_grad_enabled():
+            return LinearOnCPU.apply(x, self.weight, self.weight_in_use(), bias)
         return linear(x, self.weight, bias)
 
     def widened(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the layer multiplies: input, weight and bias; with an adapter, these are wider."""
         return x, self.weight, self.bias
 
-    def _in_half(self, dtype: torch.dtype) -> Tensor:
-        """The weight in 16 bits: while it is frozen, one copy for all steps."""
+    def weight_in_use(self) -> Tensor:
+        """The weight as it is, or under a CPU's autocast in 16 bits: while it is frozen, one copy for all steps."""
         weight = self.weight.detach()
+        if not torch.is_autocast_enabled("cpu"):
+            return weight
+        dtype = torch.get_autocast_dtype("cpu")
         if self.weight.requires_grad:
             return weight.to(dtype)
         state = weight.data_ptr(), weight._version, dtype
@@ -46,8 +47,7 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`. A text being written has a row for each of a few texts, and on a CPU the product then waits for the
-    weights: as W x^T, with x filled up to a multiple of 16 rows, it takes half the time (124M model, 12 rows).
+    """`F.linear`, on a CPU by whichever of its libraries is quicker.
 
     Args:
         x: (..., in)
@@ -57,51 +57,59 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., out)
     """
-    few = x.dim() == 2 and 1 < len(x) <= FEW and x.device.type == "cpu"
-    if not few or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
-    count = len(x)
-    if count % STEP:
-        x = F.pad(x, (0, 0, 0, -count % STEP))
-    y = (weight @ x.t())[:, :count].t()  # (n, out)
-    return (y if bias is None else y + bias).contiguous()
+    if torch.is_grad_enabled():
+        return LinearOnCPU.apply(x, weight, weight.detach(), bias)
+    return product(x, weight, bias)
 
 
-class LinearInHalf(torch.autograd.Function):
-    """x W^T + b as autocast computes it: products in 16 bits, gradients of W and b in their own precision.
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` on a CPU, without a gradient.
 
-    oneDNN, which multiplies in 16 bits on a CPU, compiles a kernel for every number of rows that it has not met, and
-    each batch has another; so x is filled up with zeros to a multiple of `ROWS`.
+    torch multiplies in float32 with MKL, which is slow for few rows, and on an AMD processor knows no AVX-512. oneDNN,
+    torch's other library, takes 0.7 of its time for 180 tokens by GPT-2's weights there, and half for twelve.
     """
+    if _has_onednn(x, weight):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """(n, out) y + x W^T on a CPU, without a gradient; y may be overwritten."""
+    if _has_onednn(x, weight) and y.dtype == x.dtype:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, None, "add")
+    return y.addmm_(x, weight.t())
+
+
+def _has_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN's product is there, and is the quicker one."""
+    capabilities = ("AVX2", "AVX512") if weight.is_contiguous() else ("AVX512",)  # others are slow to turn a weight
+    return _ONEDNN in capabilities and x.dtype == weight.dtype == torch.float32
+
+
+class LinearOnCPU(torch.autograd.Function):
+    """x W^T + b, and as autocast computes it: products in 16 bits, gradients of W and b in their own precision."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, half: Tensor, bias: Tensor | None) -> Tensor:
-        """(..., in), (out, in), the same in 16 bits, (out,) -> (..., out) in 16 bits"""
-        ctx.shape = x.shape
-        x = _filled(x.flatten(0, -2), half.dtype)
-        ctx.save_for_backward(x, half)
+    def forward(ctx, x: Tensor, weight: Tensor, used: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., in), (out, in), the same in the precision to multiply in, (out,) -> (..., out) in that precision"""
+        ctx.shape, ctx.dtype = x.shape, weight.dtype
+        x = x.flatten(0, -2).to(used.dtype)
+        ctx.save_for_backward(x if weight.requires_grad else None, used)
         with torch.autocast("cpu", enabled=False):
-            y = F.linear(x, half, None if bias is None else bias.to(half.dtype))
-        return y[: ctx.shape[:-1].numel()].view(*ctx.shape[:-1], -1)
+            y = product(x, used, None if bias is None else bias.to(used.dtype))
+        return y.view(*ctx.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, half = ctx.saved_tensors
+        x, used = ctx.saved_tensors
         needs_x, needs_weight, _, needs_bias = ctx.needs_input_grad
         dy = dy.flatten(0, -2)
-        full = _filled(dy, half.dtype)
         return (
-            (full @ half)[: len(dy)].view(ctx.shape) if needs_x else None,
-            (full.t() @ x).float() if needs_weight else None,
+            product(dy, used.t()).view(ctx.shape) if needs_x else None,
+            product(dy.t(), x.t()).to(ctx.dtype) if needs_weight else None,
             None,
-            dy.float().sum(dim=0) if needs_bias else None,
+            dy.to(ctx.dtype).sum(dim=0) if needs_bias else None,
         )
-
-
-def _filled(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(n, width) -> (a multiple of `ROWS`, width) in another precision, with zeros at the end."""
-    y = torch.empty(-(-len(x) // ROWS) * ROWS, x.size(1), dtype=dtype)
-    y[: len(x)] = x
-    y[len(x) :] = 0
-    return y

@@ -289,21 +289,31 @@ def test_checkpoint_tensors_are_those_of_the_stock_model():
         assert torch.equal(tensor, theirs[name]), name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 70), min_size=1, max_size=3),
-    width=st.integers(1, 20),
-    outputs=st.integers(1, 30),
+    width=st.integers(1, 40),
+    outputs=st.integers(1, 70),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
     biased=st.booleans(),
-    learning=st.booleans(),
+    frozen=st.booleans(),
+    turned=st.booleans(),
 )
-def test_linear_layer_for_few_rows_and_for_many_is_torchs(shape, width, outputs, biased, learning):
-    x, weight = torch.randn(*shape, width, dtype=torch.float64), torch.randn(outputs, width, dtype=torch.float64)
-    bias = torch.randn(outputs, dtype=torch.float64) if biased else None
-    with torch.set_grad_enabled(learning):
-        y = linear(x, weight, bias)
-    assert y.is_contiguous()
-    torch.testing.assert_close(y, F.linear(x, weight, bias))
+def test_linear_layer_is_torchs(shape, width, outputs, dtype, biased, frozen, turned):
+    """With and without gradients, also of inputs and weights that do not lie in memory as they are read."""
+    x = torch.randn(*shape, width, dtype=dtype)
+    x = (x.mT.contiguous().mT if turned and x.dim() > 1 else x).requires_grad_()
+    weight = torch.randn(width, outputs, dtype=dtype).t() if turned else torch.randn(outputs, width, dtype=dtype)
+    weight.requires_grad_(not frozen)
+    bias = torch.randn(outputs, dtype=dtype, requires_grad=True) if biased else None
+    y, expected = linear(x, weight, bias), F.linear(x, weight, bias)
+    torch.testing.assert_close(y, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight, bias), expected)
+    learned = [p for p in (x, weight, bias) if p is not None and p.requires_grad]
+    dy = torch.randn_like(expected)
+    for a, b in zip(*(torch.autograd.grad(z, learned, dy) for z in (y, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * b.abs().max().item())
 
 
 @settings(max_examples=30, deadline=None)

@@ -153,7 +153,7 @@ def test_a_layer_in_training_computes_what_pefts_does(n, shape, rank, p):
     config = peft.LoraConfig(r=rank, lora_alpha=3, lora_dropout=p)
     theirs = PeftLinear(torch.nn.Linear(*shape), "default", config, r=rank, lora_alpha=3, lora_dropout=p).double()
     torch.nn.init.normal_(theirs.lora_B["default"].weight)
-    ours = LoraLinear(torch.nn.Linear(*shape), "default", config, r=rank, lora_alpha=3, lora_dropout=p).double()
+    ours = LoraLinear(Linear(*shape), "default", config, r=rank, lora_alpha=3, lora_dropout=p).double()
     ours.load_state_dict(theirs.state_dict())
     for layer in (theirs, ours):
         layer.get_base_layer().requires_grad_(False)
