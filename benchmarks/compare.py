@@ -3,10 +3,11 @@
 ./setup.sh python benchmarks/compare.py --model_path DIR --data_dir DATA [--cases full-sst-8-fp32 ...] [--json FILE]
 ./setup.sh python benchmarks/compare.py --shapes gpt2 gpt2-medium --tokenizer DIR --data_dir DATA --precision bf16
 
-On a CUDA GPU where there is one. Same checkpoint, same rows in the same batches, dropout on, in turn in one process; a
-ratio is stock's time over ours, the median over pairs with the lowest and the highest. The share of the ceiling counts
-the arithmetic of real tokens. On Quora the time of an epoch of the report's 141,506 pairs is scaled from the steps that
-were timed.
+On a CUDA GPU where there is one. Same checkpoint, same rows in the same batches, dropout on, in turn; a ratio is
+stock's time over ours, the median over pairs with the lowest and the highest. In training each side has a process of
+its own, for ours sets up the C library's memory as the scripts do, which a user of stock does not. The share of the
+ceiling counts the arithmetic of real tokens. On Quora the time of an epoch of the report's 141,506 pairs is scaled
+from the steps that were timed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from timing import describe_machine, finish, in_turn, peak_of_process  # isort: 
 
 import argparse
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from fnmatch import fnmatch
 from functools import partial
 from io import StringIO
 from itertools import product
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
@@ -37,9 +40,11 @@ from seeds import print_header, print_row
 from sides import METHODS, Ours, Stock, optimizers
 
 import classifier
+from config import GPT2Config
 from models.files import write_text
 from models.generation import Sampling
 from models.gpt2 import GPT2Model
+from modules.linear import linear
 from reproduction.results import task_of
 from tasks.report import read_splits
 from tasks.table import sample
@@ -51,43 +56,93 @@ from training.interrupt import StopRequest
 DATASETS, BATCHES = ("sst", "cfimdb", "quora"), (8, 64)
 CHUNK = 24  # texts between two looks at the clock, at least
 SHAPES = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}  # layers, width, heads
+SIDES = {"examples": "ours", "examples_stock": "stock"}
 QUORA_PAIRS = 141506
 PAPER_HOURS = {("full", 12): 1.6, ("lora", 12): 0.9, ("full", 24): 5.0, ("lora", 24): 3.0}  # an epoch, report's table 1
 
 
+class Training:
+    """Steps of training of one side, in a process of its own.
+
+    Args:
+        case: method, data set, rows of a batch, precision.
+    """
+
+    def __init__(self, flags: argparse.Namespace, side: str, *case):
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_train, args=(other, flags, side, *case), daemon=True)
+        self.process.start()
+        other.close()
+        self.layers = self.connection.recv()
+        self.losses: list[float] = []
+        self.work: list[float] = []
+
+    def __call__(self, number: int) -> None:
+        """One chunk of steps."""
+        self.connection.send(number)
+        losses, work = self.connection.recv()
+        self.losses += losses
+        self.work += work if number else []  # the first chunk is not timed
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def _train(
+    connection: Connection, flags: argparse.Namespace, side: str, method: str, dataset: str, rows: int, precision: str
+) -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if side == "ours":
+        keep_freed_memory()
+    ours = Ours(
+        task_of(dataset, flags.data_dir), method, Precision(precision, flags.device), model_path=flags.model_path
+    )
+    network, texts = ours.model.transformer, ours.texts
+    one = ours if side == "ours" else Stock(ours, method)
+    if side == "stock":
+        del ours
+    order, steps = shuffled(len(texts), rows, 0, 0), _steps(rows)
+    connection.send(network.config.n_layer)
+    while True:
+        number = connection.recv()
+        batches = [order[(number * steps + i) % len(order)] for i in range(steps)]
+        losses = [one.step(batch) for batch in batches]
+        finish()
+        connection.send((losses, [_operations(network.config, [texts.lengths[i] for i in batch]) for batch in batches]))
+
+
+def _steps(rows: int) -> int:
+    return max(1, CHUNK // rows)
+
+
 def train(flags: argparse.Namespace, method: str, dataset: str, rows: int, precision: str, ceiling: float) -> dict:
     """Steps of training on batches of so many rows."""
-    task = task_of(dataset, flags.data_dir)
-    ours = Ours(task, method, Precision(precision, flags.device), model_path=flags.model_path)
-    stock = Stock(ours, method)
-    order = shuffled(len(ours.texts), rows, 0, 0)
-    steps = max(1, CHUNK // rows)
-    losses: dict[object, list[float]] = {ours: [], stock: []}
-
-    def chunk(side: Ours | Stock, number: int) -> None:
-        losses[side] += [side.step(order[(number * steps + i) % len(order)]) for i in range(steps)]
-
-    timing = in_turn(partial(chunk, ours), partial(chunk, stock), flags.pairs)
-    seen = [order[i % len(order)] for i in range(steps, steps * (flags.pairs + 1))]
-    work = mean(_operations(ours.model.transformer, [ours.texts.lengths[i] for i in batch]) for batch in seen)
+    ours, stock = (Training(flags, side, method, dataset, rows, precision) for side in ("ours", "stock"))
+    try:
+        timing = in_turn(ours, stock, flags.pairs)
+    finally:
+        ours.close()
+        stock.close()
     passes = {"full": 3, "lora": 2, "last-linear-layer": 1}[method]
-    examples = {"examples": rows * steps / timing.ours, "examples_stock": rows * steps / timing.stock}
+    examples = {name: rows * _steps(rows) / getattr(timing, side) for name, side in SIDES.items()}
     epoch = {"hours": QUORA_PAIRS / examples["examples"] / 3600} if dataset == "quora" else {}
     if epoch:
-        epoch["hours_paper"] = PAPER_HOURS.get((method, ours.model.transformer.config.n_layer))
+        epoch["hours_paper"] = PAPER_HOURS.get((method, ours.layers))
     return {
         "timing": timing,
         **examples,
         **epoch,
-        "share": passes * work * steps / timing.ours / ceiling,
-        "loss": mean(losses[ours]),
-        "loss_stock": mean(losses[stock]),
+        "share": passes * mean(ours.work) * _steps(rows) / timing.ours / ceiling,
+        "loss": mean(ours.losses),
+        "loss_stock": mean(stock.losses),
     }
 
 
-def _operations(network: GPT2Model, lengths: list[int]) -> float:
+def _operations(config: GPT2Config, lengths: list[int]) -> float:
     """Of a forward pass, counting multiplications and additions, as the whole network does them for every token."""
-    config = network.config
     width = config.n_embd
     matrices = 2 * (4 * width + 2 * config.mlp_width) * width * sum(lengths)
     attention = 4 * width * sum(length * (length + 1) / 2 for length in lengths)
@@ -188,13 +243,15 @@ def start_up() -> dict:
 
 
 def ceilings(precisions: list[str], device: torch.device) -> dict[str, float]:
-    """The most that the machine does: operations a second of a large matrix product by precision, bytes a second of a
-    copy, counting what is read and what is written."""
+    """The most that the machine does: operations a second of a large matrix product by precision, the quicker of
+    torch's and ours; bytes a second of a copy, counting what is read and what is written."""
     best, size = {}, 8192 if device.type == "cuda" else 2048
     for name in precisions:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
         a, b = torch.randn(2, size, size, dtype=dtype, device=device)
-        best[name] = 2 * size**3 / min(_seconds(lambda a=a, b=b: a @ b) for _ in range(20))
+        with torch.no_grad():
+            both = [lambda a=a, b=b: a @ b, lambda a=a, b=b: linear(a, b)]
+            best[name] = 2 * size**3 / min(_seconds(work) for work in both * 20)
     source = torch.randn(1 << 26, device=device)
     target = torch.empty_like(source)
     best["copy"] = 2 * source.nbytes / min(_seconds(lambda: target.copy_(source)) for _ in range(10))

@@ -1,6 +1,6 @@
 """LoRA against full fine-tuning: time of a step and peak memory on SST; and the merged model against its base.
 
-./setup.sh python benchmarks/lora.py --model_path DIR --data_dir ../shared/data [--lora_rank 16 --batch_size 8]
+./setup.sh python benchmarks/lora.py --model_path DIR --data_dir DATA [--lora_rank 16 --batch_size 8 --precision bf16]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from models.gpt2 import GPT2Model
 from models.lora import Adapters
 from reproduction.results import task_of
 from training.batching import shuffled
-from training.hardware import keep_freed_memory
+from training.hardware import Precision, keep_freed_memory
 
 STEPS = 4  # timed at once
 
@@ -42,11 +42,12 @@ def main() -> None:
     parser.add_argument("--data_dir", default="data", help="the course's files")
     parser.add_argument("--lora_rank", type=int, default=16)
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     flags = parser.parse_args()
     keep_freed_memory()
     describe_machine()
     task, more = task_of("sst", flags.data_dir), dict(model_path=flags.model_path, lora_rank=flags.lora_rank)
-    lora, full = (Ours(task, method, **more) for method in ("lora", "full"))
+    lora, full = (Ours(task, method, Precision(flags.precision, CPU), **more) for method in ("lora", "full"))
     name = f"{STEPS} steps of batch {flags.batch_size}, LoRA against everything"
     paired(name, training(lora, flags.batch_size), training(full, flags.batch_size), repeats=25)
     sizes = [side.peak(flags.batch_size) for side in (lora, full)]
