@@ -68,7 +68,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` on a CPU, without a gradient.
 
     torch multiplies in float32 with MKL, which is slow for few rows, and on an AMD processor knows no AVX-512. oneDNN,
-    torch's other library, takes 0.7 of its time for 180 tokens by GPT-2's weights there, and half for twelve.
+    torch's other library, takes 0.85 of its time for 180 tokens by GPT-2's weights there, and 0.6 for twelve.
     """
     if _has_onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

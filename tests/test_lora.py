@@ -179,6 +179,28 @@ def test_a_layer_in_training_computes_what_pefts_does(n, shape, rank, p):
             torch.testing.assert_close(y, theirs(x))
 
 
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 70), rank=st.integers(1, 4), p=st.sampled_from([0, 0.3]), learning=st.booleans())
+def test_a_layer_in_bf16_computes_what_pefts_does_under_autocast(n, rank, p, learning):
+    config = peft.LoraConfig(r=rank, lora_alpha=3, lora_dropout=p)
+    layers = [kind(Linear(16, 18), "default", config, r=rank, lora_alpha=3) for kind in (PeftLinear, LoraLinear)]
+    torch.nn.init.normal_(layers[0].lora_B["default"].weight)
+    layers[1].load_state_dict(layers[0].state_dict())
+    x, dy = torch.randn(n, 16, requires_grad=True), torch.randn(n, 18).bfloat16()
+    outcomes = []
+    for layer in layers:
+        layer.get_base_layer().requires_grad_(False)
+        layer.lora_dropout["default"] = Dropout(p)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(learning):
+            y = layer.train(learning)(x)
+        inputs = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        outcomes.append([y, *(torch.autograd.grad(y, inputs, dy) if learning else ())])
+    for theirs, ours in zip(*outcomes, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-2 * theirs.abs().max().item())
+
+
 CHANGES = {
     "in place": lambda layer: layer.get_base_layer().weight.mul_(2),
     "loaded": lambda layer: layer.load_state_dict({name: 2 * t for name, t in layer.state_dict().items()}),
