@@ -129,15 +129,17 @@ class GPT2Config:
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(f"{path}: id2label is not a table of class numbers and names") from error
 
-    def as_hugging_face(self, architecture: str, dtype: str = "float32") -> dict:
-        """The contents of `config.json`, for stock `transformers` to build `architecture` with weights of `dtype`."""
+    def as_hugging_face(self, architecture: str) -> dict:
+        """The contents of `config.json`, for stock `transformers` to build `architecture`, and to compute in float32 as
+        we do, in whatever precision the weights are stored."""
         values = asdict(self) | {name: only[0] for name, only in _FIXED.items()}
         labels = values.pop("id2label")
         if labels:
             values["id2label"] = {str(index): label for index, label in labels.items()}
             values["label2id"] = {label: index for index, label in labels.items()}
             values["problem_type"] = "single_label_classification"
-        return {"model_type": "gpt2", "architectures": [architecture], "dtype": dtype} | dict(sorted(values.items()))
+        first = {"model_type": "gpt2", "architectures": [architecture], "dtype": "float32"}
+        return first | dict(sorted(values.items()))
 
 
 # Far beyond any GPT-2, and few enough that a network of that shape can be laid out before its weights are looked at.

@@ -232,10 +232,10 @@ def checkpoint_tensors(module: nn.Module, dtype: torch.dtype = torch.float32) ->
 
 
 def save_pretrained(module: nn.Module, config: GPT2Config, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes `config.json` and `model.safetensors` for stock `transformers` to load as the class of the same name."""
+    """Writes `config.json` and `model.safetensors`, with tensors of `dtype`, for stock `transformers` to load as the
+    class of the same name."""
     architecture = type(module).__name__.removeprefix("FSDP")  # what sharding puts before it
-    values = config.as_hugging_face(architecture, str(dtype).removeprefix("torch."))
-    write_text(directory / "config.json", json.dumps(values, indent=2) + "\n")
+    write_text(directory / "config.json", json.dumps(config.as_hugging_face(architecture), indent=2) + "\n")
     write_tensors(directory / WEIGHTS, checkpoint_tensors(module, dtype), {"format": "pt"})
 
 

@@ -22,6 +22,7 @@ from models.gpt2 import GPT2Model
 from models.heads import GPT2ForSequenceClassification
 from models.lora import TARGETS, VARIANTS, Adapters, Lora, read_adapter
 from models.lora_linear import LoraLinear
+from models.pretrained import EMBEDDED, save_pretrained
 from modules.attention import attend, attend_with_last
 from modules.dropout import Dropout
 from modules.linear import Linear
@@ -98,6 +99,18 @@ def test_stock_peft_loads_ours(tmp_path_factory, shape, lengths, rank, alpha, cl
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
     assert config["task_type"] == "SEQ_CLS"
+
+
+def test_stock_peft_loads_ours_over_a_base_in_half_precision(tmp_path):
+    """And computes in float32, as we do."""
+    base = tmp_path / "base"
+    network = GPT2Model.from_pretrained("mini")
+    save_pretrained(network, network.config, base, torch.float16)
+    texts = some_texts([3, 40, 11])
+    for folder in (base, EMBEDDED):
+        model = trained(folder, tmp_path / "adapter", rank=16)
+        expected = stock_logits(folder, tmp_path / "adapter", texts, 2)
+        torch.testing.assert_close(model(*flat(texts)), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
 @settings(max_examples=16, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

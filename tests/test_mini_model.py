@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -12,11 +11,12 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT
+from safetensors.torch import load_file
 
 from config import GPT2Config
 from models.gpt2 import GPT2Model
 from models.heads import GPT2LMHeadModel
-from models.pretrained import EMBEDDED, load_tokenizer
+from models.pretrained import EMBEDDED, WEIGHTS, load_tokenizer
 from tasks.sentiment import Sentiment
 from training.batching import Pieces
 from training.hardware import Precision
@@ -27,14 +27,13 @@ TEXT = "The film is far too long, but its last scene made up for all of it."
 
 def test_is_small():
     assert sum(file.stat().st_size for file in EMBEDDED.iterdir()) <= 16_000_000
-    config = json.loads((EMBEDDED / "config.json").read_text())
-    assert config["dtype"] == "float16"
+    assert {tensor.dtype for tensor in load_file(EMBEDDED / WEIGHTS).values()} == {torch.float16}
     assert sum(p.numel() for p in GPT2Model.from_pretrained("mini").parameters()) <= 8_000_000
 
 
 def test_stock_code_gives_our_logits():
     tokenizer = transformers.AutoTokenizer.from_pretrained(EMBEDDED)
-    stock = transformers.AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
+    stock = transformers.AutoModelForCausalLM.from_pretrained(EMBEDDED).eval()
     ours = GPT2Model.from_pretrained("mini").eval()
     ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
     assert tokenizer.decode(ids[0]) == TEXT

@@ -16,6 +16,7 @@ import transformers
 from conftest import BAD, FILLER, GOOD, ROOT, scramble, stock_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +28,7 @@ import pretrain
 from config import GPT2Config, InputError
 from models.gpt2 import GPT2Model
 from models.heads import GPT2LMHeadModel
-from models.pretrained import load_weights
+from models.pretrained import WEIGHTS, load_weights
 from models.tokenizer import train_tokenizer
 from modules.cross_entropy import LinearCrossEntropy
 from tasks.corpus import find_texts, hold_out, leave_out, read_documents
@@ -228,8 +229,8 @@ def test_stock_code_loads_what_comes_out_and_it_has_learned(tmp_path):
     assert lines[-1]["val_loss"] < lines[0]["val_loss"] < 5.7  # nats of 300 equally likely tokens
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(output / "best")
-    stock = transformers.AutoModelForCausalLM.from_pretrained(output / "best", dtype=torch.float32)
-    assert json.loads((output / "best" / "config.json").read_text())["dtype"] == "float16"
+    stock = transformers.AutoModelForCausalLM.from_pretrained(output / "best")
+    assert {tensor.dtype for tensor in load_file(output / "best" / WEIGHTS).values()} == {torch.float16}
     ours = GPT2LMHeadModel(GPT2Model(GPT2Config.from_file(output / "best" / "config.json"))).eval()
     load_weights(ours, output / "best")
     ids = tokenizer("the film a story with its cast", return_tensors="pt")["input_ids"]
