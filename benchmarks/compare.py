@@ -54,7 +54,9 @@ from training.hardware import Precision, describe, keep_freed_memory, pick_devic
 from training.interrupt import StopRequest
 
 DATASETS, BATCHES = ("sst", "cfimdb", "quora"), (8, 64)
-CHUNK = 24  # texts between two looks at the clock, at least
+CHUNK, CHUNK_ON_GPU = 24, 240  # texts between two looks at the clock, and at least as many steps as
+STEPS, STEPS_ON_GPU = 1, 10
+STEPS_BEFORE = 200  # on a GPU ours first meets the shapes of its batches, and records them
 SHAPES = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}  # layers, width, heads
 SIDES = {"examples": "ours", "examples_stock": "stock"}
 QUORA_PAIRS = 141506
@@ -74,9 +76,12 @@ class Training:
         self.process = context.Process(target=_train, args=(other, flags, side, *case), daemon=True)
         self.process.start()
         other.close()
-        self.layers = self.connection.recv()
         self.losses: list[float] = []
         self.work: list[float] = []
+
+    def wait(self) -> None:
+        """Until it is set up."""
+        self.layers = self.connection.recv()
 
     def __call__(self, number: int) -> None:
         """One chunk of steps."""
@@ -104,8 +109,11 @@ def _train(
     one = ours if side == "ours" else Stock(ours, method)
     if side == "stock":
         del ours
-    order, steps = shuffled(len(texts), rows, 0, 0), _steps(rows)
+    order, steps = shuffled(len(texts), rows, 0, 0), _steps(rows, flags.device)
     connection.send(network.config.n_layer)
+    if side == "ours" and flags.device.type == "cuda":
+        for batch in (order * STEPS_BEFORE)[-STEPS_BEFORE:]:
+            one.step(batch)
     while True:
         number = connection.recv()
         batches = [order[(number * steps + i) % len(order)] for i in range(steps)]
@@ -114,20 +122,24 @@ def _train(
         connection.send((losses, [_operations(network.config, [texts.lengths[i] for i in batch]) for batch in batches]))
 
 
-def _steps(rows: int) -> int:
-    return max(1, CHUNK // rows)
+def _steps(rows: int, device: torch.device) -> int:
+    chunk, steps = (CHUNK_ON_GPU, STEPS_ON_GPU) if device.type == "cuda" else (CHUNK, STEPS)
+    return max(steps, chunk // rows)
 
 
 def train(flags: argparse.Namespace, method: str, dataset: str, rows: int, precision: str, ceiling: float) -> dict:
     """Steps of training on batches of so many rows."""
     ours, stock = (Training(flags, side, method, dataset, rows, precision) for side in ("ours", "stock"))
     try:
+        ours.wait()
+        stock.wait()
         timing = in_turn(ours, stock, flags.pairs)
     finally:
         ours.close()
         stock.close()
     passes = {"full": 3, "lora": 2, "last-linear-layer": 1}[method]
-    examples = {name: rows * _steps(rows) / getattr(timing, side) for name, side in SIDES.items()}
+    steps = _steps(rows, flags.device)
+    examples = {name: rows * steps / getattr(timing, side) for name, side in SIDES.items()}
     epoch = {"hours": QUORA_PAIRS / examples["examples"] / 3600} if dataset == "quora" else {}
     if epoch:
         epoch["hours_paper"] = PAPER_HOURS.get((method, ours.layers))
@@ -135,7 +147,7 @@ def train(flags: argparse.Namespace, method: str, dataset: str, rows: int, preci
         "timing": timing,
         **examples,
         **epoch,
-        "share": passes * mean(ours.work) * _steps(rows) / timing.ours / ceiling,
+        "share": passes * mean(ours.work) * steps / timing.ours / ceiling,
         "loss": mean(ours.losses),
         "loss_stock": mean(stock.losses),
     }

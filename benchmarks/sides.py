@@ -122,12 +122,11 @@ class Stock:
             return self.model(input_ids=ids, attention_mask=mask).logits.float()
 
     def _batch(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        batch = self.texts.batch(indices, self.precision.device)
+        batch = self.texts.batch(indices, CPU)
         tokens, rows = batch.inputs
-        parts = tokens.split(rows.lengths)
-        ids = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=self.padding)
-        lengths = torch.tensor(rows.lengths, device=ids.device)
-        return ids, (torch.arange(ids.size(1), device=ids.device) < lengths[:, None]).long(), batch.labels
+        ids = torch.nn.utils.rnn.pad_sequence(tokens.split(rows.lengths), True, self.padding)
+        mask = (torch.arange(ids.size(1)) < torch.tensor(rows.lengths)[:, None]).long()
+        return tuple(tensor.to(self.precision.device) for tensor in (ids, mask, batch.labels))
 
 
 def optimizers(model: torch.nn.Module, embeddings: int | None = None) -> tuple[AdamW, torch.optim.AdamW]:

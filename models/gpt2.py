@@ -84,6 +84,7 @@ class GPT2Model(nn.Module):
             ValueError: a row that is empty, longer than the context, or holds an id outside the vocabulary.
         """
         tokens, rows = pack(input_ids, attention_mask)
+        self.check(tokens, rows)
         x = self.encode(tokens, rows)  # (N, C)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         hidden = x.new_zeros(*input_ids.shape, x.size(-1))
@@ -103,9 +104,10 @@ class GPT2Model(nn.Module):
             (N, C), or (B, C) if `only_last`.
 
         Raises:
-            ValueError: as `forward`.
+            ValueError: as `forward`; on a GPU an id outside the vocabulary is not noticed, for to look at it would wait
+                for all work before.
         """
-        self.check(tokens, rows)
+        self.check(tokens if tokens.device.type == "cpu" else None, rows)
         x = self.drop(self.wte(tokens) + self.wpe(rows.positions))  # (N, C)
         if cache is None:
             x = rows.fill(x)  # (N', C)
@@ -122,14 +124,17 @@ class GPT2Model(nn.Module):
         """(..., C) -> (..., vocab_size): next-token logits, through the transpose of the token embedding."""
         return linear(hidden_state, self.wte.weight)
 
-    def check(self, tokens: Tensor, rows: Rows) -> None:
-        """Raises ValueError naming the first row that the network cannot take, and the limit it breaks."""
+    def check(self, tokens: Tensor | None, rows: Rows) -> None:
+        """Raises ValueError naming the first row that the network cannot take, and the limit it breaks; without tokens,
+        only by the rows' lengths."""
         limit, vocabulary = self.config.n_positions, self.config.vocab_size
         for row, length in enumerate(rows.lengths):
             if length == 0:
                 raise ValueError(f"row {row} is empty: a row needs at least 1 token")
             if length > limit:
                 raise ValueError(f"row {row} has {length} tokens: the limit is {limit} (n_positions)")
+        if tokens is None:
+            return
         outside = (tokens < 0) | (tokens >= vocabulary)
         if outside.any():
             at = int(outside.nonzero()[0])

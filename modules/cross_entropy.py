@@ -23,7 +23,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         Args:
             x: (N, C) hidden states.
             weight: (V, C) the projection to logits.
-            targets: (N,) token ids.
+            targets: (N,) token ids; below 0 where there is none, and the loss 0.
 
         Returns:
             The sum, a number.
@@ -40,13 +40,15 @@ class LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(x), step):
                 here = slice(start, start + step)
                 part, target = x[here].to(dtype), targets[here].unsqueeze(1)
+                is_asked, target = target >= 0, target.clamp(min=0)
                 logits = (part @ w.t()).to(exact)  # (n, V)
                 normalizer = logits.logsumexp(dim=1, keepdim=True)
-                total += (normalizer - logits.gather(1, target)).sum()
+                total += ((normalizer - logits.gather(1, target)) * is_asked).sum()
                 if dx is None and dw is None:
                     continue
+                normalizer = normalizer.masked_fill(~is_asked, torch.inf)  # whose softmax is 0
                 slope = logits.sub_(normalizer).exp_()  # softmax, then less 1 at the target
-                slope.scatter_add_(1, target, slope.new_full((), -1).expand(target.shape))
+                slope.scatter_add_(1, target, -is_asked.to(exact))
                 slope = slope.to(dtype)
                 if dx is not None:
                     dx[here] = slope @ w

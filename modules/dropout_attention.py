@@ -43,7 +43,7 @@ class DropoutAttention(torch.autograd.Function):
                 outputs.append(dropped @ v[:, :end])
                 kept += [weights, dropped]
             run.join(torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], y)
-        y[len(rows.positions) :] = 0
+        y[sum(rows.lengths) :] = 0
         ctx.rows, ctx.n_head, ctx.scale = rows, n_head, scale
         y *= scale
         ctx.save_for_backward(qkv, y, *kept)
@@ -77,7 +77,7 @@ class DropoutAttention(torch.autograd.Function):
                     dk[:, :end].add_(ds.mT @ q[:, start:end], alpha=shrink)
                     dv[:, :end].add_(dropped.mT @ block, alpha=ctx.scale)
             run.join(grads, dqkv)
-        dqkv[len(ctx.rows.positions) :] = 0
+        dqkv[sum(ctx.rows.lengths) :] = 0
         return dqkv, None, None, None
 
 

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # On a CPU, rows of unlike length share a rectangle while that pads no more cells (query times key) than this, so that
 # short rows do not each cost a round of kernel calls. Steps on SST: 6 % slower with 400, 3 % with 1536, 1 % with 50000.
@@ -27,31 +28,55 @@ class Rectangle:
         width: tokens of the longest row, T.
         tokens: real tokens in the run, n.
         slots: (n,) each real token's place in the b * T cells; None if every cell is real.
+        cells: (b * T,) of a batch with a filler, each cell's token: the last one, which is the filler's, in cells that
+            are padding. The slots of the filler are padding in turn.
     """
 
     rows: int
     width: int
     tokens: int
     slots: Tensor | None
+    cells: Tensor | None = None
 
     def pad(self, x: Tensor) -> Tensor:
         """(n, C) -> (b, T, C), padded on the right."""
-        if self.slots is not None:
+        if self.cells is not None:
+            x = Moved.apply(x, self.cells, self.slots)
+        elif self.slots is not None:
             x = x.new_zeros(self.rows * self.width, x.size(-1)).index_copy(0, self.slots, x)
         return x.view(self.rows, self.width, x.size(-1))
 
     def unpad(self, x: Tensor) -> Tensor:
         """(b, T, C) -> (n, C)."""
         x = x.reshape(self.rows * self.width, x.size(-1))
+        if self.cells is not None:
+            return Moved.apply(x, self.slots, self.cells)
         return x if self.slots is None else x.index_select(0, self.slots)
 
-    @cached_property
+    @property
     def is_real(self) -> Tensor | None:
         """(b, 1, T) which cells are real tokens; None if all are."""
         if self.slots is None:
             return None
+        if self.cells is not None:
+            return (self.cells < self.tokens - 1).view(self.rows, 1, self.width)
         cells = torch.zeros(self.rows * self.width, dtype=torch.bool, device=self.slots.device)
         return cells.index_fill_(0, self.slots, True).view(self.rows, 1, self.width)
+
+
+class Moved(torch.autograd.Function):
+    """x[there], where what has no gradient aside x[there][back] is x: the gradient is another move, not a sum."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        """(n, C), (m,), (n,) -> (m, C)"""
+        ctx.save_for_backward(there, back)
+        return x.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, None, None]:
+        there, back = ctx.saved_tensors
+        return Moved.apply(dy, back, there), None, None
 
 
 class RectangleByHead:
@@ -117,17 +142,34 @@ class Rows:
         last        [4, 5]                              (B,)
 
     Everything that treats tokens one by one works on the flat list; only attention asks for `rectangles`.
+
+    Args:
+        lengths: tokens of each row.
+        filler: further tokens behind them, of no text: nothing of a text depends on them, nor do they have a gradient.
+            With one, all tensors' shapes follow from the number of rows, of tokens and the rectangle's `width`.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu"):
-        self.lengths = list(lengths)
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", filler: int = 0):
+        self.lengths, self.filler = list(lengths), filler
         self.device = torch.device(device)
         counts = torch.tensor(self.lengths)
         ends = counts.cumsum(0)
         starts = torch.repeat_interleave(ends - counts, counts)
-        self.positions = (torch.arange(len(starts)) - starts).to(self.device)
+        positions = torch.arange(len(starts)) - starts
+        self.positions = F.pad(positions, (0, filler)).to(self.device)
         self.last = (ends - 1).to(self.device)
         self._by_head: dict[int, list[RectangleByHead]] = {}
+
+    @classmethod
+    def filled(cls, lengths: Sequence[int], device: torch.device) -> Rows:
+        """On a CUDA GPU with a filler, to one of few numbers of tokens, so that many batches are of one shape."""
+        count = sum(lengths)
+        return cls(lengths, device, _beyond(count, 64, 8) - count if device.type == "cuda" else 0)
+
+    def tensors(self) -> list[Tensor]:
+        """With a filler, all that says where the rows lie."""
+        (run,) = self.rectangles
+        return [self.positions, self.last, run.slots, run.cells]
 
     def fill(self, x: Tensor) -> Tensor:
         """(N, C) -> (N', C) on a CPU, with rows of zeros up to a multiple of `FILLED`. They are of no text."""
@@ -142,6 +184,8 @@ class Rows:
     def join(self, parts: Sequence[Tensor], length: int) -> Tensor:
         """(n, C) of each rectangle -> (length, C), with zeros behind them."""
         missing = length - sum(map(len, parts))
+        if len(parts) == 1 and not missing:
+            return parts[0]
         return torch.cat([*parts, parts[0].new_zeros(missing, parts[0].size(-1))])
 
     @cached_property
@@ -151,6 +195,8 @@ class Rows:
         An accelerator takes the batch as one rectangle, for it waits on kernel launches; a CPU, which waits on
         arithmetic, takes long rows one by one and pads only short neighbours.
         """
+        if self.filler:
+            return [_filled_rectangle(self.lengths, self.filler, self.device)]
         if self.device.type != "cpu":
             return [_rectangle(self.lengths, self.device)]
         runs, run, real = [], [], 0
@@ -180,6 +226,21 @@ def _rectangle(lengths: list[int], device: torch.device) -> Rectangle:
         slots = torch.cat([torch.arange(length) + row * width for row, length in enumerate(lengths)])
         slots = slots.to(device)
     return Rectangle(len(lengths), width, sum(lengths), slots)
+
+
+def _filled_rectangle(lengths: list[int], filler: int, device: torch.device) -> Rectangle:
+    count, width = sum(lengths), _beyond(max(lengths), 32, 2)  # so that each row ends with padding
+    slots = torch.cat([torch.arange(length) + row * width for row, length in enumerate(lengths)])
+    cells = torch.full((len(lengths) * width,), count + filler - 1)
+    cells[slots] = torch.arange(count)
+    slots = F.pad(slots, (0, filler), value=width - 1)
+    return Rectangle(len(lengths), width, count + filler, slots.to(device), cells.to(device))
+
+
+def _beyond(number: int, step: int, parts: int) -> int:
+    """The next multiple of `step`, or of that part of the power of two below if it is more: few for all numbers."""
+    step = max(step, (1 << number.bit_length() - 1) // parts)
+    return (number // step + 1) * step
 
 
 def pack(input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Rows]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +15,11 @@ from models.gpt2 import GPT2Model
 from models.heads import GPT2ForSequenceClassification
 from modules.ragged import Rows
 from optimizer import AdamW
+from tasks.classification import score
+from training.batching import TokenExamples
 from training.hardware import Precision
 from training.objectives import Classification, TrainingFailed
+from training.update import Update
 
 NO_DROPOUT = {"dropout": 0.0, "hidden_dropout_prob": 0.0}
 
@@ -72,6 +77,17 @@ def test_a_step_that_does_not_fit_is_done_in_smaller_pieces(data_dir, save_stock
         assert one == other
     first, second = (run.run / "best" / "model.safetensors" for run in (asked, halved))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_recordings_make_room_before_a_step_is_cut():
+    texts = TokenExamples(torch.arange(1, 13), [3, 5, 4], [0, 1, 0])
+    model = GPT2ForSequenceClassification(GPT2Model(GPT2Config(50, 64, 16, 1, 2)), ["a", "b"])
+    objective = Classification(model, model, score)
+    update = Update(model, objective, AdamW(model.parameters()), Precision("fp32", CPU), None, None)
+    update.recorder = mock.Mock(side_effect=[torch.OutOfMemoryError, None], recordings={"a shape": "a recording"})
+    update(texts, [0, 1, 2])
+    update.recorder.forget.assert_called_once_with()
+    assert update.micro_batch_size is None
 
 
 def test_one_text_that_does_not_fit_ends_the_run(data_dir, save_stock, tmp_path, monkeypatch):

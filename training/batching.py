@@ -9,6 +9,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from modules.ragged import Rows
 
@@ -30,6 +31,19 @@ class Batch:
     labels: Tensor | None
     examples: int
     tokens: int
+
+    def tensors(self) -> list[Tensor]:
+        """All that differs between two batches of one shape."""
+        found = [] if self.labels is None else [self.labels]
+        for value in self.inputs:
+            found += value.tensors() if isinstance(value, Rows) else [value]
+        return found
+
+    def shape(self) -> tuple | None:
+        """What decides which kernels work on it; None where hardly two batches agree in that."""
+        if not all(value.filler for value in self.inputs if isinstance(value, Rows)):
+            return None
+        return tuple(tensor.shape for tensor in self.tensors())
 
 
 class TokenExamples:
@@ -56,10 +70,15 @@ class TokenExamples:
     def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
         """The texts at `indices`, the short ones first so that neighbours are alike in length."""
         indices = sorted(indices, key=self.lengths.__getitem__)
-        rows = Rows([self.lengths[i] for i in indices], device)
-        tokens = torch.cat([self.ids[self.starts[i] : self.starts[i] + self.lengths[i]] for i in indices])
+        rows = Rows.filled([self.lengths[i] for i in indices], device)
+        tokens = torch.cat([self.ids[self.starts[i] : self.starts[i] + self.lengths[i]] for i in indices]).long()
         labels = None if self.labels is None else self.labels[indices].to(device)
-        return Batch((tokens.long().to(device), rows), labels, len(indices), len(tokens))
+        filled = _fill(tokens, rows, int(tokens[0])).to(device)  # with a token that is in use
+        return Batch((filled, rows), labels, len(indices), len(tokens))
+
+
+def _fill(values: Tensor, rows: Rows, value: int) -> Tensor:
+    return F.pad(values, (0, rows.filler), value=value)
 
 
 class FeatureExamples:
@@ -118,10 +137,12 @@ class Pieces:
         """Some pieces, short ones first: (N,) tokens, where each piece lies, and (N,) the token that follows each."""
         indices = sorted(indices, key=self.lengths.__getitem__)
         spans = [(self.starts[i], self.lengths[i]) for i in indices]
+        rows = Rows.filled([length for _, length in spans], device)
         tokens = torch.cat([self.ids[start : start + length] for start, length in spans]).long()
         targets = torch.cat([self.ids[start + 1 : start + length + 1] for start, length in spans]).long()
-        rows = Rows([length for _, length in spans], device)
-        return Batch((tokens.to(device), rows, targets.to(device)), None, len(indices), len(tokens))
+        count = len(tokens)
+        tokens, targets = _fill(tokens, rows, int(tokens[0])), _fill(targets, rows, -1)
+        return Batch((tokens.to(device), rows, targets.to(device)), None, len(indices), count)
 
     def batches(self, order: Sequence[int], most_tokens: int) -> list[list[int]]:
         """Cuts an order of pieces into batches of at most `most_tokens` tokens."""

@@ -67,10 +67,6 @@ class Precision:
         """Whether a gradient that is not finite is an everyday thing: the price of fp16's range."""
         return self.scaler.is_enabled()
 
-    def backward(self, loss: Tensor) -> None:
-        """Adds to the gradients."""
-        self.scaler.scale(loss).backward()
-
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None = None) -> Tensor:
         """Updates the parameters, by a gradient cut to a norm of `max_norm` if given, and clears the gradients.
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from training import ranks
+from training.batching import Batch
 from training.hardware import NEEDS_LESS, PeakMemory, Precision
 from training.objectives import Examples, Objective, TrainingFailed
 from training.parallel import data_parallel
+from training.recording import Recorder
 
 
 class Update:
@@ -42,6 +44,10 @@ class Update:
         self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
         self.loss, self.alone = data_parallel(model, objective)
         self.memory = PeakMemory(model, optimizer, precision.device)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        alone_on_gpu = precision.device.type == "cuda" and ranks.count() == 1
+        records = alone_on_gpu and not model.transformer.checkpoint_activations  # which looks at random states
+        self.recorder = Recorder(parameters) if records else None
 
     def __call__(self, train: Examples, indices: list[int], watched: bool = False) -> tuple[Tensor, Tensor]:
         """Updates the parameters by the examples at `indices`.
@@ -63,7 +69,10 @@ class Update:
             except torch.OutOfMemoryError:
                 if ranks.count() > 1:  # the others wait for this one's gradients
                     raise
-                self._halve(len(indices))
+                if self.recorder and self.recorder.recordings:
+                    self.recorder.forget()
+                else:
+                    self._halve(len(indices))
                 self.optimizer.zero_grad()
                 torch.set_rng_state(random[0])
                 if on_gpu:
@@ -74,18 +83,27 @@ class Update:
 
     def _accumulate(self, train: Examples, indices: list[int], watched: bool) -> Tensor:
         size = self.objective.size([train.lengths[i] for i in indices]) / ranks.count()  # gradients are averaged
+        size = torch.full((), size, device=self.precision.device)  # a number for a recorded step to read
         pieces = self._pieces(train, indices)
         total = 0
         for number, (piece, counts) in enumerate(pieces, start=1):
             batch = train.batch(piece, self.precision.device)
-            with self.alone() if number < len(pieces) else nullcontext():
-                with self.precision.autocast(), self.memory.watch() if watched else nullcontext():
-                    loss, sums = self.loss(batch)
-                if not counts:
-                    loss, sums = 0 * loss, 0 * sums
-                self.precision.backward(loss / size)
+            sums = self.recorder(self._loss, batch, size) if self.recorder and len(pieces) == 1 else None
+            if sums is None:
+                with self.alone() if number < len(pieces) else nullcontext():
+                    with self.memory.watch() if watched else nullcontext():
+                        loss, sums = self._loss(batch, size)
+                    if not counts:
+                        loss, sums = 0 * loss, 0 * sums
+                    loss.backward()
             total = total + sums
         return ranks.total(total)
+
+    def _loss(self, batch: Batch, size: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch's part of the mean loss, as it is differentiated, and what the objective adds up."""
+        with self.precision.autocast():
+            loss, sums = self.loss(batch)
+        return self.precision.scaler.scale(loss / size), sums
 
     def _pieces(self, train: Examples, indices: list[int]) -> list[tuple[list[int], bool]]:
         """This process's part of a batch, texts of like length together, and whether each piece counts: processes work
