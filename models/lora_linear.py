@@ -27,19 +27,19 @@ class LoraLinear(PeftLinear):
         base, a, b = self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight
         return LowRankSum.apply(x, base.weight_in_use(), base.bias, a, b, self.scaling[name], self._dropout(name))
 
-    def widened(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def widened(self, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """The layer as one without an adapter: a low-rank sum is a product with r more columns.
 
             x W^T + s drop(x) A^T B^T  =  [x, drop(x) A^T] [W, s B]^T
 
         Returns:
-            (N, in + r) input, (out, in + r) weight, (out,) bias.
+            (N, in + r) input; (out, in) and (out, r), the parts of its weight; (out,) bias.
         """
         base, adapters = self.get_base_layer(), self._in_use()
         dropped = [dropout(x, self._dropout(name)) for name in adapters]
         xs = [self.lora_A[name](part) for name, part in zip(adapters, dropped, strict=True)]
         weights = [self.scaling[name] * self.lora_B[name].weight for name in adapters]
-        return torch.cat([x, *xs], dim=1), torch.cat([base.weight, *weights], dim=1), base.bias
+        return torch.cat([x, *xs], dim=1), [base.weight, *weights], base.bias
 
     def merge(self, *args, **kwargs) -> None:
         super().merge(*args, **kwargs)

@@ -83,7 +83,7 @@ def attend(qkv: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Tensor:
     return rows.join(outputs, len(qkv))
 
 
-def attend_from_last(x: Tensor, weight: Tensor, bias: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Tensor:
+def attend_from_last(x: Tensor, weights: list[Tensor], bias: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Tensor:
     """Attention from the last token of each row, to which no token of its row is hidden.
 
     With one query a row it pays to move the products from the tokens to the query: q (W_k x) is (q W_k) x, and the
@@ -91,16 +91,18 @@ def attend_from_last(x: Tensor, weight: Tensor, bias: Tensor, rows: Rows, n_head
 
     Args:
         x: (N, D) what all tokens' queries, keys and values would be made of.
-        weight: (3C, D) by which, with the (3C,) bias.
+        weights: (3C, D) by which, in parts side by side, with the (3C,) bias.
 
     Returns:
         (B, C)
     """
-    size = x.size(-1)
-    w_q, w_k, w_v = weight.chunk(3)  # (C, D) each
+    w_q, w_k, w_v = zip(*(weight.chunk(3) for weight in weights), strict=True)  # (C, D') each
     b_q, _, b_v = bias.chunk(3)
-    q = F.linear(x[rows.last], w_q, b_q).unflatten(-1, (n_head, -1)).transpose(0, 1)  # (nh, B, hs)
-    q = q / math.sqrt(q.size(-1)) @ w_k.view(n_head, -1, size)  # (nh, B, D)
+    widths = [weight.size(1) for weight in weights]
+    parts = zip(x[rows.last].split(widths, dim=1), w_q, strict=True)
+    q = sum((F.linear(part, w) for part, w in parts), b_q).unflatten(-1, (n_head, -1)).transpose(0, 1)  # (nh, B, hs)
+    q = q / math.sqrt(q.size(-1))
+    q = torch.cat([q @ w.unflatten(0, (n_head, -1)) for w in w_k], dim=-1)  # (nh, B, D)
     sums, totals = [], []
     counts = [run.rows for run in rows.rectangles]
     for run, query, part in zip(rows.rectangles, q.transpose(0, 1).split(counts), rows.split(x), strict=True):
@@ -111,7 +113,8 @@ def attend_from_last(x: Tensor, weight: Tensor, bias: Tensor, rows: Rows, n_head
         shares = dropout(scores.softmax(dim=-1), p)
         sums.append(shares @ tokens)  # (b, nh, D)
         totals.append(shares.sum(dim=-1, keepdim=True))  # 1, but for dropout
-    y = torch.cat(sums).transpose(0, 1) @ w_v.view(n_head, -1, size).transpose(1, 2)  # (nh, B, hs)
+    parts = zip(torch.cat(sums).transpose(0, 1).split(widths, dim=-1), w_v, strict=True)
+    y = sum(part @ w.unflatten(0, (n_head, -1)).mT for part, w in parts)  # (nh, B, hs)
     return y.transpose(0, 1).flatten(1) + (torch.cat(totals) * b_v.view(n_head, -1)).flatten(1)
 
 

@@ -38,9 +38,9 @@ def keep_mask(shape: Sequence[int], p: float, dtype: torch.dtype) -> tuple[Tenso
     """
     dropped = min(round(p * LEVELS), LEVELS - 1)
     count = math.prod(shape)
-    draws = _random_words((count + 3) // 4).view(np.int16)[:count]
-    keep = (draws >= dropped - LEVELS // 2).astype(np.float32).reshape(shape)
-    return torch.from_numpy(keep).to(dtype), LEVELS / (LEVELS - dropped)
+    draws = torch.from_numpy(_random_words((count + 3) // 4).view(np.int16)[:count]).view(shape)
+    keep = torch.ge(draws, dropped - LEVELS // 2, out=torch.empty(shape, dtype=dtype))
+    return keep, LEVELS / (LEVELS - dropped)
 
 
 def _random_words(count: int) -> np.ndarray:

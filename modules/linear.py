@@ -24,9 +24,9 @@ class Linear(nn.Linear):
             return LinearOnCPU.apply(x, self.weight, self.weight_in_use(), bias)
         return linear(x, self.weight, bias)
 
-    def widened(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the layer multiplies: input, weight and bias; with an adapter, these are wider."""
-        return x, self.weight, self.bias
+    def widened(self, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """What the layer multiplies: input, weight in parts side by side, and bias; with an adapter, there are more."""
+        return x, [self.weight], self.bias
 
     def weight_in_use(self) -> Tensor:
         """The weight as it is, or under a CPU's autocast in 16 bits: while it is frozen, one copy for all steps."""
