@@ -4,19 +4,17 @@
 ./setup.sh python benchmarks/compare.py --shapes gpt2 gpt2-medium --tokenizer DIR --data_dir DATA --precision bf16
 
 On a CUDA GPU where there is one. Same checkpoint, same rows in the same batches, dropout on, in turn; a ratio is
-stock's time over ours, the median over pairs with the lowest and the highest. In training each side has a process of
-its own, for ours sets up the C library's memory as the scripts do, which a user of stock does not. The share of the
-ceiling counts the arithmetic of real tokens. On Quora the time of an epoch of the report's 141,506 pairs is scaled
-from the steps that were timed.
+stock's time over ours, the median over pairs with the lowest and the highest. The share of the ceiling counts the
+arithmetic of real tokens. On Quora the time of an epoch of the report's 141,506 pairs is scaled from the steps that
+were timed.
 """
 
 from __future__ import annotations
 
-from timing import describe_machine, finish, in_turn, peak_of_process  # isort: skip
+from timing import describe_machine, finish, peak_of_process  # isort: skip
 
 import argparse
 import json
-import multiprocessing
 import subprocess
 import sys
 import time
@@ -26,14 +24,13 @@ from dataclasses import asdict
 from fnmatch import fnmatch
 from functools import partial
 from io import StringIO
-from itertools import product
-from multiprocessing.connection import Connection
+from itertools import chain, product
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
 
 import torch
-import transformers
+from apart import Work, both, one_by_one
 from generation import writers
 from random_checkpoint import save_random
 from seeds import print_header, print_row
@@ -50,7 +47,7 @@ from tasks.report import read_splits
 from tasks.table import sample
 from training.batching import by_length, shuffled
 from training.finetune import fine_tune
-from training.hardware import Precision, describe, keep_freed_memory, pick_device
+from training.hardware import Precision, describe, pick_device
 from training.interrupt import StopRequest
 
 DATASETS, BATCHES = ("sst", "cfimdb", "quora"), (8, 64)
@@ -58,99 +55,35 @@ CHUNK, CHUNK_ON_GPU = 24, 240  # texts between two looks at the clock, and at le
 STEPS, STEPS_ON_GPU = 1, 10
 STEPS_BEFORE = 200  # on a GPU ours first meets the shapes of its batches, and records them
 SHAPES = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}  # layers, width, heads
-SIDES = {"examples": "ours", "examples_stock": "stock"}
 QUORA_PAIRS = 141506
 PAPER_HOURS = {("full", 12): 1.6, ("lora", 12): 0.9, ("full", 24): 5.0, ("lora", 24): 3.0}  # an epoch, report's table 1
 
 
-class Training:
-    """Steps of training of one side, in a process of its own.
-
-    Args:
-        case: method, data set, rows of a batch, precision.
-    """
-
-    def __init__(self, flags: argparse.Namespace, side: str, *case):
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=_train, args=(other, flags, side, *case), daemon=True)
-        self.process.start()
-        other.close()
-        self.losses: list[float] = []
-        self.work: list[float] = []
-
-    def wait(self) -> None:
-        """Until it is set up."""
-        self.layers = self.connection.recv()
-
-    def __call__(self, number: int) -> None:
-        """One chunk of steps."""
-        self.connection.send(number)
-        losses, work = self.connection.recv()
-        self.losses += losses
-        self.work += work if number else []  # the first chunk is not timed
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.join()
-
-
-def _train(
-    connection: Connection, flags: argparse.Namespace, side: str, method: str, dataset: str, rows: int, precision: str
-) -> None:
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    if side == "ours":
-        keep_freed_memory()
-    ours = Ours(
-        task_of(dataset, flags.data_dir), method, Precision(precision, flags.device), model_path=flags.model_path
-    )
-    network, texts = ours.model.transformer, ours.texts
-    one = ours if side == "ours" else Stock(ours, method)
-    if side == "stock":
-        del ours
-    order, steps = shuffled(len(texts), rows, 0, 0), _steps(rows, flags.device)
-    connection.send(network.config.n_layer)
+def training(side: str, flags: argparse.Namespace, method: str, dataset: str, rows: int, precision: str) -> Work:
+    """Chunks of steps: their losses, and the operations of a forward pass of each."""
+    one = _one(side, flags, method, dataset, precision)
+    config, lengths = GPT2Config.from_file(Path(flags.model_path) / "config.json"), one.texts.lengths
+    order, steps = shuffled(len(lengths), rows, 0, 0), _steps(rows, flags.device)
     if side == "ours" and flags.device.type == "cuda":
         for batch in (order * STEPS_BEFORE)[-STEPS_BEFORE:]:
             one.step(batch)
-    while True:
-        number = connection.recv()
+
+    def chunk(number: int) -> list[tuple[float, float]]:
         batches = [order[(number * steps + i) % len(order)] for i in range(steps)]
-        losses = [one.step(batch) for batch in batches]
-        finish()
-        connection.send((losses, [_operations(network.config, [texts.lengths[i] for i in batch]) for batch in batches]))
+        return [(one.step(batch), _operations(config, [lengths[i] for i in batch])) for batch in batches]
+
+    return chunk
+
+
+def _one(side: str, flags: argparse.Namespace, method: str, dataset: str, precision: str, **more) -> Ours | Stock:
+    there = Precision(precision, flags.device)
+    ours = Ours(task_of(dataset, flags.data_dir), method, there, model_path=flags.model_path, **more)
+    return ours if side == "ours" else Stock(ours, method)  # ours is garbage then, but for the head it was given
 
 
 def _steps(rows: int, device: torch.device) -> int:
     chunk, steps = (CHUNK_ON_GPU, STEPS_ON_GPU) if device.type == "cuda" else (CHUNK, STEPS)
     return max(steps, chunk // rows)
-
-
-def train(flags: argparse.Namespace, method: str, dataset: str, rows: int, precision: str, ceiling: float) -> dict:
-    """Steps of training on batches of so many rows."""
-    ours, stock = (Training(flags, side, method, dataset, rows, precision) for side in ("ours", "stock"))
-    try:
-        ours.wait()
-        stock.wait()
-        timing = in_turn(ours, stock, flags.pairs)
-    finally:
-        ours.close()
-        stock.close()
-    passes = {"full": 3, "lora": 2, "last-linear-layer": 1}[method]
-    steps = _steps(rows, flags.device)
-    examples = {name: rows * steps / getattr(timing, side) for name, side in SIDES.items()}
-    epoch = {"hours": QUORA_PAIRS / examples["examples"] / 3600} if dataset == "quora" else {}
-    if epoch:
-        epoch["hours_paper"] = PAPER_HOURS.get((method, ours.layers))
-    return {
-        "timing": timing,
-        **examples,
-        **epoch,
-        "share": passes * mean(ours.work) * steps / timing.ours / ceiling,
-        "loss": mean(ours.losses),
-        "loss_stock": mean(stock.losses),
-    }
 
 
 def _operations(config: GPT2Config, lengths: list[int]) -> float:
@@ -161,86 +94,107 @@ def _operations(config: GPT2Config, lengths: list[int]) -> float:
     return config.n_layer * (matrices + attention)
 
 
-def last_linear_layer(flags: argparse.Namespace, precision: str) -> dict:
-    """Ten epochs on some of SST: a run of ours, which reads each text once, with what it evaluates and saves; of stock,
-    which reads them every time, one epoch of training is timed and counted ten times."""
-    more = {"model_path": flags.model_path, "max_train_samples": flags.texts, "max_eval_samples": 100}
-    more |= {"precision": precision, "device": flags.device.type}
-    settings = classifier.parse_flags([]) | METHODS["last-linear-layer"] | more
+def train(flags: argparse.Namespace, method: str, dataset: str, rows: int, precision: str, ceiling: float) -> dict:
+    """Steps of training on batches of so many rows."""
+    timing, *results = both(training, flags, method, dataset, rows, precision, pairs=flags.pairs)
+    (losses, work), (losses_stock, _) = (zip(*chain(*chunks[1:]), strict=True) for chunks in results)
+    steps, passes = _steps(rows, flags.device), {"full": 3, "lora": 2}[method]
+    found = {
+        "timing": timing,
+        "examples": rows * steps / timing.ours,
+        "examples_stock": rows * steps / timing.stock,
+        "share": passes * mean(work) * steps / timing.ours / ceiling,
+        "loss": mean(losses),
+        "loss_stock": mean(losses_stock),
+    }
+    if dataset == "quora":
+        layers = GPT2Config.from_file(Path(flags.model_path) / "config.json").n_layer
+        found |= {
+            "hours": QUORA_PAIRS / found["examples"] / 3600,
+            "hours_paper": PAPER_HOURS.get((method, layers)),
+        }
+    return found
+
+
+def last_linear_layer(side: str, flags: argparse.Namespace, precision: str) -> Work:
+    """On some of SST: ten epochs of ours, which reads each text once, with what it evaluates and saves; one epoch of
+    training of stock, which reads them every time."""
     task = task_of("sst", flags.data_dir)
-    splits = read_splits(task, settings)
-    side = Ours(task, "last-linear-layer", Precision(precision, flags.device), model_path=flags.model_path)
-    stock = Stock(side, "last-linear-layer")
+    if side == "ours":
+        more = {"model_path": flags.model_path, "max_train_samples": flags.texts, "max_eval_samples": 100}
+        more |= {"precision": precision, "device": flags.device.type}
+        settings = classifier.parse_flags([]) | METHODS["last-linear-layer"] | more
+        splits = read_splits(task, settings)
+
+        def run(_: int) -> None:
+            with TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                fine_tune(Path(folder), task, splits, settings, StopRequest())
+
+        return run
+    stock = _one(side, flags, "last-linear-layer", "sst", precision)
     order = sample(len(stock.texts), flags.texts)
 
-    def run(_: int) -> None:
-        with TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            fine_tune(Path(folder), task, splits, settings, StopRequest())
-
     def one_epoch(_: int) -> None:
-        for batch in shuffled(len(order), settings["batch_size"], 0, 0):
+        for batch in shuffled(len(order), BATCHES[0], 0, 0):
             stock.step([order[i] for i in batch])
 
-    return {"timing": in_turn(run, one_epoch, max(1, flags.pairs // 3)).times(settings["epochs"])}
+    return one_epoch
 
 
-def evaluate(flags: argparse.Namespace, dataset: str, precision: str) -> dict:
+def evaluation(side: str, flags: argparse.Namespace, dataset: str, precision: str) -> Work:
     """Logits of dev: ours in batches of so many tokens, longest first, as in training; stock 64 rows at a time, as
     they stand in the file."""
-    task, there = task_of(dataset, flags.data_dir), Precision(precision, flags.device)
-    ours = Ours(task, "full", there, split="dev", model_path=flags.model_path)
-    stock = Stock(ours, "full")
-    count = min(len(ours.texts), flags.texts)
-    lengths = ours.texts.lengths[:count]
+    one = _one(side, flags, "full", dataset, precision, split="dev")
+    count = min(len(one.texts), flags.texts)
+    batches = [list(range(start, min(start + 64, count))) for start in range(0, count, 64)]
+    if side == "ours":
+        batches = list(by_length(one.texts.lengths[:count]))
 
-    def read_ours(_: int) -> None:
-        for batch in by_length(lengths):
-            ours.read(batch)
+    def read(_: int) -> None:
+        for batch in batches:
+            one.read(batch)
 
-    def read_stock(_: int) -> None:
-        for start in range(0, count, 64):
-            stock.read(list(range(start, min(start + 64, count))))
-
-    return {"timing": in_turn(read_ours, read_stock, max(1, flags.pairs // 3))}
+    return read
 
 
-def optimizer_step(flags: argparse.Namespace, embeddings: int | None = None) -> dict:
+def optimizer_step(side: str, flags: argparse.Namespace, embeddings: int | None = None) -> Work:
     """AdamW over all parameters, against `torch.optim.AdamW(fused=True)`; gradients of some embeddings, or of all."""
     adamw, fused = optimizers(GPT2Model.from_pretrained(flags.model_path).to(flags.device), embeddings)
-    return {"timing": in_turn(lambda _: adamw.step(), lambda _: fused.step(), 2 * flags.pairs)}
+    step = adamw.step if side == "ours" else fused.step
+    return lambda _: step()
 
 
-def generation(flags: argparse.Namespace) -> dict:
+def generation(side: str, flags: argparse.Namespace) -> Work:
     """Twelve texts of 32 tokens, the likeliest each time."""
     ours, stock, _ = writers(flags.model_path, 32, flags.device)
-    greedy = Sampling(temperature=0)
-    return {"timing": in_turn(lambda _: ours(greedy), lambda _: stock(greedy), flags.pairs)}
+    write = ours if side == "ours" else stock
+    return lambda _: write(Sampling(temperature=0))
 
 
-def memory(flags: argparse.Namespace, method: str, dataset: str, rows: int, precision: str) -> dict:
-    """Peak in steps on the longest rows, a process each, in MiB: of the whole process, or of a GPU's allocator."""
-    peaks = {}
-    for side in ("ours", "stock"):
-        case = [side, method, dataset, str(rows), precision]
-        where = ["--model_path", flags.model_path, "--data_dir", flags.data_dir, "--device", flags.device.type]
-        ended = subprocess.run(
-            [sys.executable, __file__, *where, "--child", *case], check=True, capture_output=True, text=True
-        )
-        peaks[side] = int(ended.stdout.split()[-1]) / 2**20
-    return {"memory": peaks["ours"], "memory_stock": peaks["stock"]}
-
-
-def _child(flags: argparse.Namespace) -> None:
-    side, method, dataset, rows, precision = flags.child
-    there = Precision(precision, flags.device)
-    one = Ours(task_of(dataset, flags.data_dir), method, there, model_path=flags.model_path)
-    if side == "stock":
-        one = Stock(one, method)  # ours is garbage from here on, but for the head it was given
+def peak(side: str, flags: argparse.Namespace, method: str, dataset: str, rows: int, precision: str) -> Work:
+    """Bytes at the peak of steps on the longest rows: of the whole process, or of a GPU's allocator."""
+    one = _one(side, flags, method, dataset, precision)
     lengths = one.texts.lengths
-    longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-int(rows) :]
-    for _ in range(2):  # the second finds the optimizer's state in its place
-        one.step(longest)
-    print(torch.cuda.max_memory_allocated() if flags.device.type == "cuda" else peak_of_process())
+    longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-rows:]
+
+    def steps(_: int) -> int:
+        for _ in range(2):  # the second finds the optimizer's state in its place
+            one.step(longest)
+        return torch.cuda.max_memory_allocated() if flags.device.type == "cuda" else peak_of_process()
+
+    return steps
+
+
+def memory(flags: argparse.Namespace, *case) -> dict:
+    """The peak of both sides, in MiB."""
+    ours, stock = one_by_one(peak, flags, *case)
+    return {"memory": ours / 2**20, "memory_stock": stock / 2**20}
+
+
+def timed(setup: Callable[..., Work], flags: argparse.Namespace, *case, pairs: int, times: float = 1) -> dict:
+    """The time of both sides, stock's so many times."""
+    timing, *_ = both(setup, flags, *case, pairs=pairs)
+    return {"timing": timing.times(times)}
 
 
 def start_up() -> dict:
@@ -286,12 +240,14 @@ def cases(flags: argparse.Namespace, ceiling: dict[str, float]) -> Iterator[tupl
             yield name, partial(train, flags, method, dataset, rows, precision, ceiling[precision])
         for method in ("full", "lora"):
             yield f"memory-{method}-cfimdb-8-{precision}", partial(memory, flags, method, "cfimdb", 8, precision)
-        yield f"last-linear-layer-sst-{precision}", partial(last_linear_layer, flags, precision)
+        few = max(1, flags.pairs // 3)
+        ten_epochs = partial(timed, last_linear_layer, flags, precision, pairs=few, times=10)
+        yield f"last-linear-layer-sst-{precision}", ten_epochs
         for dataset in DATASETS:
-            yield f"evaluation-{dataset}-{precision}", partial(evaluate, flags, dataset, precision)
-    yield "generation-fp32", partial(generation, flags)
-    yield "adamw", partial(optimizer_step, flags)
-    yield "adamw-1000-embeddings", partial(optimizer_step, flags, 1000)
+            yield f"evaluation-{dataset}-{precision}", partial(timed, evaluation, flags, dataset, precision, pairs=few)
+    yield "generation-fp32", partial(timed, generation, flags, pairs=flags.pairs)
+    yield "adamw", partial(timed, optimizer_step, flags, pairs=2 * flags.pairs)
+    yield "adamw-1000-embeddings", partial(timed, optimizer_step, flags, 1000, pairs=2 * flags.pairs)
     yield "start-up", start_up
 
 
@@ -308,15 +264,8 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), help="all that the device multiplies in")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", type=Path, help="a file for all figures")
-    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     flags.device = pick_device(flags.device)
-    keep_freed_memory()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    if flags.child:
-        _child(flags)
-        return
     if not flags.precision:
         best = Precision("auto", flags.device).name
         flags.precision = ["fp32", "bf16"] if best == "bf16" else ["fp32"]

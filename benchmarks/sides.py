@@ -27,6 +27,8 @@ METHODS = {  # flags of the scripts
     "last-linear-layer": {"fine_tune_mode": "last-linear-layer", "use_lora": False},
 }
 CPU = torch.device("cpu")
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 FP32 = Precision("fp32", CPU)
 
 

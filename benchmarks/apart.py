@@ -1,0 +1,93 @@
+"""The two sides of a comparison, each in a process of its own and as its users have it: in ours the C library's memory
+is set up as the scripts do it, in stock's it is not."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+from timing import Timing, finish, in_turn
+
+Work = Callable[[int], object]
+SIDES = ("ours", "stock")
+
+
+class Apart:
+    """Work in a process of its own; calling it does the work there, and waits.
+
+    Args:
+        setup: called there once, with the side's name and the case; gives the work, a function of a number. It and the
+            case are sent to the process.
+        side: `ours` or `stock`.
+
+    Attributes:
+        results: what the work gave, call by call.
+    """
+
+    def __init__(self, setup: Callable[..., Work], side: str, *case):
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, setup, side, *case), daemon=True)
+        self.process.start()
+        other.close()
+        self.results: list = []
+
+    def wait(self) -> None:
+        """Until it is set up."""
+        self.connection.recv()
+
+    def __call__(self, number: int) -> None:
+        self.connection.send(number)
+        self.results.append(self.connection.recv())
+
+    def close(self) -> None:
+        self.connection.close()
+        self.process.join()
+
+
+def _serve(connection: Connection, setup: Callable[..., Work], side: str, *case) -> None:
+    from training.hardware import keep_freed_memory
+
+    if side == "ours":
+        keep_freed_memory()
+    work = setup(side, *case)
+    finish()
+    connection.send(None)
+    with suppress(EOFError):  # the other end is closed
+        while True:
+            result = work(connection.recv())
+            finish()
+            connection.send(result)
+
+
+def both(setup: Callable[..., Work], *case, pairs: int) -> tuple[Timing, list, list]:
+    """Times both sides in turn, `pairs` times after a warm-up, number 0.
+
+    Returns:
+        The timing, and the results of ours and of stock.
+    """
+    sides = [Apart(setup, side, *case) for side in SIDES]
+    try:
+        for side in sides:
+            side.wait()
+        timing = in_turn(*sides, pairs)
+    finally:
+        for side in sides:
+            side.close()
+    return timing, *(side.results for side in sides)
+
+
+def one_by_one(setup: Callable[..., Work], *case) -> list:
+    """What the work gives once, of ours and of stock, the one after the other."""
+    results = []
+    for name in SIDES:
+        side = Apart(setup, name, *case)
+        try:
+            side.wait()
+            side(0)
+        finally:
+            side.close()
+        results += side.results
+    return results

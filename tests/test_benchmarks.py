@@ -1,0 +1,29 @@
+"""The comparison with stock runs, on whatever model it is given."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def test_comparison_writes_its_table_and_figures(save_stock, tmp_path):
+    cases = ["full-sst-8-fp32", "memory-lora-cfimdb-8-fp32"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--model_path", str(save_stock())]
+    command += ["--data_dir", str(ROOT / "data" / "mini"), "--precision", "fp32", "--device", "cpu", "--pairs", "1"]
+    command += ["--cases", *cases, "--json", str(tmp_path / "found.json")]
+    ended = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    rows = [line.split(" | ")[0] for line in ended.stdout.splitlines() if line.startswith("| ")]
+    assert rows[-2:] == [f"| {case}" for case in cases]
+    (figures,) = json.loads((tmp_path / "found.json").read_text())["models"].values()
+    assert sorted(figures) == cases
+    step, memory = (figures[case] for case in cases)
+    assert step["examples"] > 0
+    assert step["timing"]["low"] == step["timing"]["high"] > 0
+    assert 0 < step["share"] < 1
+    assert abs(step["loss"] - step["loss_stock"]) < 0.5
+    assert min(memory.values()) > 100
