@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from config import GPT2Config
 from modules.attention import CausalSelfAttention
 from modules.cache import LayerCache
 from modules.dropout import Dropout
+from modules.gelu import gelu
 from modules.linear import Linear
 from modules.ragged import Rows
 
 
 class GPT2MLP(nn.Module):
-    """Two linear layers around GELU in its tanh approximation, which the published weights were trained with."""
+    """Two linear layers around GELU."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -23,7 +23,7 @@ class GPT2MLP(nn.Module):
         self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))  # (N, C) -> (N, 4C) -> (N, C)
+        return self.dropout(self.c_proj(gelu(self.c_fc(x))))  # (N, C) -> (N, 4C) -> (N, C)
 
 
 class GPT2Layer(nn.Module):

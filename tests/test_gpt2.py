@@ -18,6 +18,7 @@ from models.gpt2 import GPT2Model
 from models.pretrained import checkpoint_tensors
 from modules.dropout import dropout, keep_mask
 from modules.dropout_attention import QUERIES, DropoutAttention
+from modules.gelu import gelu
 from modules.linear import Linear, linear
 from modules.ragged import Rows, pack
 
@@ -251,6 +252,32 @@ def test_attention_with_dropout_equals_its_formula(lengths, n_head, p):
     torch.testing.assert_close(ours, theirs)
     gradient = torch.randn_like(ours)
     torch.testing.assert_close(*(torch.autograd.grad(y, qkv, gradient, retain_graph=True) for y in (ours, theirs)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.lists(st.integers(0, 40), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    at_once=st.integers(1, 3000),
+    spread=st.sampled_from([0.1, 3, 100]),
+    turned=st.booleans(),
+)
+def test_gelu_and_its_slope_are_torchs(shape, dtype, at_once, spread, turned):
+    x = (torch.randn(shape, dtype=torch.float64) * spread).to(dtype)
+    x = (x.mT if turned and x.dim() > 1 else x).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    with mock.patch("modules.gelu.AT_ONCE", at_once):
+        y = gelu(x)
+    expected = F.gelu(exact, approximate="tanh")
+    dy = torch.randn_like(y)
+    (dx,), (slope,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(expected, exact, torch.ones_like(expected))
+    eps = torch.finfo(dtype).eps
+    assert y.dtype == dx.dtype == dtype
+    torch.testing.assert_close(y.double(), expected, rtol=4 * eps, atol=4 * eps)
+    lost = 4 * eps if dtype == torch.bfloat16 else 200 * eps  # in bf16 what is lost is lost at the end
+    torch.testing.assert_close(dx.double(), dy.double() * slope, rtol=4 * eps, atol=lost)
+    with torch.no_grad():
+        torch.testing.assert_close(gelu(x), F.gelu(x, approximate="tanh"))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.75])

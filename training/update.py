@@ -21,7 +21,8 @@ class Update:
 
         batch of 7, 2 processes, micro_batch_size 2        rank 0: [a c] [e g]        rank 1: [b d] [f]
 
-    The result is that of the whole batch at once, but for rounding and for which numbers dropout draws.
+    The result is that of the whole batch at once, but for rounding and for which numbers dropout draws. On a CUDA GPU,
+    alone there and with a whole batch in memory, it launches steps that it has recorded (`training.recording`).
 
     Args:
         model: holds the parameters that `optimizer` trains.
