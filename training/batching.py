@@ -77,10 +77,6 @@ class TokenExamples:
         return Batch((filled, rows), labels, len(indices), len(tokens))
 
 
-def _fill(values: Tensor, rows: Rows, value: int) -> Tensor:
-    return F.pad(values, (0, rows.filler), value=value)
-
-
 class FeatureExamples:
     """Texts as what a frozen network made of them, for a head to read.
 
@@ -177,3 +173,7 @@ def by_length(lengths: Sequence[int], most_tokens: int = EVALUATION_TOKENS) -> I
         tokens += lengths[index]
     if batch:
         yield batch
+
+
+def _fill(values: Tensor, rows: Rows, value: int) -> Tensor:
+    return F.pad(values, (0, rows.filler), value=value)
