@@ -104,8 +104,9 @@ def attend_from_last(x: Tensor, weights: list[Tensor], bias: Tensor, rows: Rows,
     q = q / math.sqrt(q.size(-1))
     q = torch.cat([q @ w.unflatten(0, (n_head, -1)) for w in w_k], dim=-1)  # (nh, B, D)
     sums, totals = [], []
-    counts = [run.rows for run in rows.rectangles]
-    for run, query, part in zip(rows.rectangles, q.transpose(0, 1).split(counts), rows.split(x), strict=True):
+    rectangles = rows.rounded(q.dtype)
+    counts = [run.rows for run in rectangles]
+    for run, query, part in zip(rectangles, q.transpose(0, 1).split(counts), rows.split(x), strict=True):
         tokens = run.pad(part)  # (b, T, D)
         scores = query @ tokens.transpose(1, 2)  # (b, nh, T)
         if run.slots is not None:

@@ -31,7 +31,7 @@ class DropoutAttention(torch.autograd.Function):
         """(N', 3C) -> (N', C)"""
         y = qkv.new_empty(qkv.size(0), qkv.size(1) // 3)
         kept = []
-        for run in rows.by_head(n_head):
+        for run in rows.by_head(n_head, qkv.dtype):
             q, k, v = run.split(qkv, 3)  # (b * nh, T, hs) each
             outputs = []
             for start, end in _blocks(run.width):
@@ -56,7 +56,7 @@ class DropoutAttention(torch.autograd.Function):
         kept = iter(kept)
         dqkv = torch.empty_like(qkv)
         sums = (y * dy).unflatten(-1, (ctx.n_head, -1)).sum(dim=-1)  # (N, nh)
-        for run in ctx.rows.by_head(ctx.n_head):
+        for run in ctx.rows.by_head(ctx.n_head, qkv.dtype):
             q, k, v = run.split(qkv, 3)
             g, row_sums = run.split(dy, zeros=True)[0], run.split(sums, zeros=True)[0]
             blocks, shrink = _blocks(run.width), q.size(-1) ** -0.5

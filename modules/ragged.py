@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -158,7 +159,7 @@ class Rows:
         positions = torch.arange(len(starts)) - starts
         self.positions = F.pad(positions, (0, filler)).to(self.device)
         self.last = (ends - 1).to(self.device)
-        self._by_head: dict[int, list[RectangleByHead]] = {}
+        self._by_head: dict[tuple[int, torch.dtype], list[RectangleByHead]] = {}
 
     @classmethod
     def filled(cls, lengths: Sequence[int], device: torch.device) -> Rows:
@@ -197,8 +198,20 @@ class Rows:
         """
         if self.filler:
             return [_filled_rectangle(self.lengths, self.filler, self.device)]
+        return [_rectangle(run, self.device) for run in self._runs]
+
+    def rounded(self, dtype: torch.dtype) -> list[Rectangle]:
+        """The rectangles, for products in that type: in 16 bits on a CPU, where they are oneDNN's (see `FILLED`), as
+        wide as a multiple of `FILLED`."""
+        if self.device.type != "cpu" or self.filler or dtype.itemsize != 2:
+            return self.rectangles
+        return [_rectangle(run, self.device, FILLED) for run in self._runs]
+
+    @cached_property
+    def _runs(self) -> list[list[int]]:
+        """The rows' lengths, by rectangle."""
         if self.device.type != "cpu":
-            return [_rectangle(self.lengths, self.device)]
+            return [self.lengths]
         runs, run, real = [], [], 0
         for length in self.lengths:
             widest = max([length, *run])
@@ -207,20 +220,20 @@ class Rows:
                 runs.append(run)
                 run, real = [], length**2
             run = [*run, length]
-        return [_rectangle(run, self.device) for run in [*runs, run]]
+        return [*runs, run]
 
-    def by_head(self, n_head: int) -> list[RectangleByHead]:
-        """The rectangles, on a CPU, laid out by head."""
-        if n_head not in self._by_head:
+    def by_head(self, n_head: int, dtype: torch.dtype) -> list[RectangleByHead]:
+        """The rectangles for products in that type, on a CPU, laid out by head."""
+        if (n_head, dtype) not in self._by_head:
             starts = accumulate((run.tokens for run in self.rectangles), initial=0)
-            self._by_head[n_head] = [
-                RectangleByHead(run, start, n_head) for run, start in zip(self.rectangles, starts, strict=False)
+            self._by_head[n_head, dtype] = [
+                RectangleByHead(run, start, n_head) for run, start in zip(self.rounded(dtype), starts, strict=False)
             ]
-        return self._by_head[n_head]
+        return self._by_head[n_head, dtype]
 
 
-def _rectangle(lengths: list[int], device: torch.device) -> Rectangle:
-    width = max(lengths)
+def _rectangle(lengths: list[int], device: torch.device, step: int = 1) -> Rectangle:
+    width = math.ceil(max(lengths) / step) * step
     slots = None
     if min(lengths) < width:
         slots = torch.cat([torch.arange(length) + row * width for row, length in enumerate(lengths)])
