@@ -90,8 +90,7 @@ class Lora:
         config = LoraConfig(
             r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS[target], **VARIANTS[variant]
         )
-        if variant != "dora":
-            config._register_custom_module({Linear: LoraLinear})
+        config._register_custom_module({Linear: LoraLinear})
         self.peft = PeftModel(model, config)
         if dropout:
             for layer in _lora_layers(model):
@@ -276,6 +275,7 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
             raise InputError(f"{directory}: {name} holds {tensor.dtype}, not floating-point numbers")
         refuse_not_finite(directory, name, tensor.float())
     config.fan_in_fan_out, config.modules_to_save = False, None
+    config._register_custom_module({Linear: LoraLinear})
     if values.get("task_type") == "FEATURE_EXTRACTION":  # of a network without a head, whose names lack the prefix
         tensors = {name.replace(_PREFIX, f"{_PREFIX}transformer.", 1): tensor for name, tensor in tensors.items()}
     return config, tensors

@@ -1,4 +1,4 @@
-"""A linear layer with an adapter in training: PEFT's, with its forward and backward pass in one function."""
+"""A linear layer with an adapter: PEFT's, with its forward and backward pass in one function."""
 
 from __future__ import annotations
 
@@ -12,30 +12,34 @@ from modules.linear import add_product, product
 
 
 class LoraLinear(PeftLinear):
-    """x W^T + b + alpha / r * dropout(x) A^T B^T, with W and b frozen; not for variants with more to compute, as DoRA.
+    """x W^T + b + alpha / r * dropout(x) A^T B^T, with W and b frozen.
 
     On a CPU the network waits for memory between its products, and PEFT's sum of two layers scales, adds and under
-    autocast converts in passes of their own; `LowRankSum` has the products do it. Elsewhere PEFT's own runs.
+    autocast converts in passes of their own; `LowRankSum` has the products do it. Elsewhere PEFT's own runs, as it does
+    for adapters that compute more, such as DoRA.
     """
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """(N, in) -> (N, out)"""
         adapters = self._in_use()
-        if len(adapters) != 1 or x.device.type != "cpu":
+        if len(adapters) != 1 or x.device.type != "cpu" or not self._are_plain(adapters):
             return super().forward(x, *args, **kwargs)
         (name,) = adapters
         base, a, b = self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight
         return LowRankSum.apply(x, base.weight_in_use(), base.bias, a, b, self.scaling[name], self._dropout(name))
 
-    def widened(self, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    def widened(self, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor] | None:
         """The layer as one without an adapter: a low-rank sum is a product with r more columns.
 
             x W^T + s drop(x) A^T B^T  =  [x, drop(x) A^T] [W, s B]^T
 
         Returns:
-            (N, in + r) input; (out, in) and (out, r), the parts of its weight; (out,) bias.
+            (N, in + r) input; (out, in) and (out, r), the parts of its weight; (out,) bias. None for an adapter that
+            computes more.
         """
         base, adapters = self.get_base_layer(), self._in_use()
+        if not self._are_plain(adapters):
+            return None
         dropped = [dropout(x, self._dropout(name)) for name in adapters]
         xs = [self.lora_A[name](part) for name, part in zip(adapters, dropped, strict=True)]
         weights = [self.scaling[name] * self.lora_B[name].weight for name in adapters]
@@ -58,6 +62,9 @@ class LoraLinear(PeftLinear):
             self.unmerge()
         idle = self.disable_adapters or self.merged
         return [] if idle else [name for name in self.active_adapters if name in self.lora_A]
+
+    def _are_plain(self, names: list[str]) -> bool:
+        return not any(name in self.lora_variant or self.lora_bias[name] for name in names)
 
     def _dropout(self, name: str) -> float:
         return getattr(self.lora_dropout[name], "p", 0.0) if self.training else 0.0

@@ -44,11 +44,13 @@ class CausalSelfAttention(nn.Module):
             (N, C), or (B, C) if `only_last`.
         """
         p = self.attn_pdrop if self.training else 0.0
+        # An adapter's layer may know how to be called and no more.
+        wide = self.c_attn.widened(x) if only_last and not past and hasattr(self.c_attn, "widened") else None
         if past:
             y = attend_to_past(self.c_attn(x), rows, past, only_last)
-        elif only_last and hasattr(self.c_attn, "widened"):
-            y = attend_from_last(*self.c_attn.widened(x), rows, self.n_head, p)
-        elif only_last:  # wrapped by an adapter that knows how to be called and no more
+        elif wide:
+            y = attend_from_last(*wide, rows, self.n_head, p)
+        elif only_last:
             y = attend_with_last(self.c_attn(x), rows, self.n_head, p)
         elif p > 0 and x.device.type == "cpu":
             y = DropoutAttention.apply(self._qkv(x), rows, self.n_head, p)

@@ -25,7 +25,7 @@ class Linear(nn.Linear):
         return linear(x, self.weight, bias)
 
     def widened(self, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """What the layer multiplies: input, weight in parts side by side, and bias; with an adapter, there are more."""
+        """What the layer multiplies: input, weight in parts side by side, and bias; an adapter adds parts."""
         return x, [self.weight], self.bias
 
     def weight_in_use(self) -> Tensor:

@@ -27,6 +27,7 @@ from modules.attention import attend, attend_with_last
 from modules.dropout import Dropout
 from modules.linear import Linear
 from modules.ragged import Rows, pack
+from training.hardware import Precision
 from training.interrupt import Interrupted
 
 
@@ -101,6 +102,17 @@ def test_stock_peft_loads_ours(tmp_path_factory, shape, lengths, rank, alpha, cl
     assert config["task_type"] == "SEQ_CLS"
 
 
+@pytest.mark.parametrize("variant", sorted(set(VARIANTS) - {"pissa"}))  # which is saved as another sum
+def test_an_adapter_that_was_saved_gives_the_bits_it_gave_in_training(tmp_path, variant):
+    """So that the best epoch, read again, scores what it scored."""
+    base = save_base(tmp_path / "base")
+    model = trained(base, tmp_path / "adapter", variant=variant)
+    texts = some_texts([3, 40, 11])
+    for precision in ("fp32", "bf16"):
+        with torch.no_grad(), Precision(precision, torch.device("cpu")).autocast():
+            assert torch.equal(our_logits(base, tmp_path / "adapter", texts), model(*flat(texts)))
+
+
 def test_stock_peft_loads_ours_over_a_base_in_half_precision(tmp_path):
     """And computes in float32, as we do."""
     base = tmp_path / "base"
@@ -119,7 +131,7 @@ def test_stock_peft_loads_ours_over_a_base_in_half_precision(tmp_path):
     target=st.sampled_from([["c_attn"], ["c_attn", "c_proj", "c_fc"], "all-linear", r".*mlp\.c_.*"]),
     extra=st.sampled_from(
         [
-            {}, {"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"c_attn": 3}},
+            {}, {"use_dora": True}, {"use_rslora": True}, {"lora_bias": True}, {"rank_pattern": {"c_attn": 3}},
             {"init_lora_weights": "pissa"},
             {"init_lora_weights": "pissa", "use_rslora": True, "alpha_pattern": {"c_attn": 5}},
             {"init_lora_weights": "pissa", "rank_pattern": {"c_attn": 3}}, {"init_lora_weights": "gaussian"},
