@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # its defaults hold the group there is when it is first imported: here, none
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -79,7 +80,10 @@ def joined() -> Iterator[None]:
         os.environ["TQDM_DISABLE"] = "1"
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
     yield
-    dist.destroy_process_group()  # not after a failure, when the others may not answer
+    # Not after a failure, when the others may not answer. A group that something held would keep its threads, which the
+    # interpreter's end may not survive.
+    _without_gpus.cache_clear()
+    dist.destroy_process_group()
 
 
 def is_lost_connection(error: Exception) -> bool:

@@ -198,6 +198,13 @@ def test_one_process_speaks_for_all(of_two):
     assert of_two.count("the model and its card are in") == of_two.count("ended after epoch")
 
 
+@pytest.mark.usefixtures("of_two")
+def test_no_thread_of_the_group_outlives_it(runs):
+    """Of those that were started last, and trained in data-parallel: a thread might break off the interpreter's end."""
+    for rank in range(2):
+        assert "gloo" not in (runs / f"0.threads-{rank}").read_text()
+
+
 def test_a_process_that_dies_ends_the_others_and_torchrun_goes_on(runs, of_two):
     assert re.search(r"exitcode: -9\) local_rank: 1", of_two)
     assert "another process has died" in of_two

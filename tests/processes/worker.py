@@ -40,10 +40,17 @@ def work(jobs: list[dict], file: Path) -> None:
         file.write_text(json.dumps(codes))
 
 
+def _threads() -> list[str]:
+    """What the kernel calls the threads of this process, where it says so."""
+    return [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+
+
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     file = Path(sys.argv[1])
     with ranks.joined():
-        work(json.loads(file.read_text()), file.with_suffix(f".codes-{ranks.rank()}"))
+        rank = ranks.rank()
+        work(json.loads(file.read_text()), file.with_suffix(f".codes-{rank}"))
+    file.with_suffix(f".threads-{rank}").write_text(" ".join(_threads()))
