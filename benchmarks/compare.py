@@ -1,6 +1,7 @@
 """Ours against stock `transformers` and `peft`: training, evaluation, writing, the optimizer, memory and start-up.
 
 ./setup.sh python benchmarks/compare.py --model_path DIR --data_dir DATA [--cases full-sst-8-fp32 ...] [--json FILE]
+./setup.sh python benchmarks/compare.py --model_path DIR --data_dir DATA --against naive --cases 'full-*' 'lora-*'
 ./setup.sh python benchmarks/compare.py --shapes gpt2 gpt2-medium --tokenizer DIR --data_dir DATA --precision bf16
 
 On a CUDA GPU where there is one. Same checkpoint, same rows in the same batches, dropout on, in turn; a ratio is
@@ -34,7 +35,7 @@ from apart import Work, both, one_by_one
 from generation import writers
 from random_checkpoint import save_random
 from seeds import print_header, print_row
-from sides import METHODS, Ours, Stock, optimizers
+from sides import METHODS, Naive, Ours, Stock, optimizers
 
 import classifier
 from config import GPT2Config
@@ -50,6 +51,7 @@ from training.finetune import fine_tune
 from training.hardware import Precision, describe, pick_device
 from training.interrupt import StopRequest
 
+OTHERS = {"stock": Stock, "unfused": partial(Stock, fused=None), "naive": Naive}
 DATASETS, BATCHES = ("sst", "cfimdb", "quora"), (8, 64)
 CHUNK, CHUNK_ON_GPU = 24, 240  # texts between two looks at the clock, and at least as many steps as
 STEPS, STEPS_ON_GPU = 1, 10
@@ -78,7 +80,9 @@ def training(side: str, flags: argparse.Namespace, method: str, dataset: str, ro
 def _one(side: str, flags: argparse.Namespace, method: str, dataset: str, precision: str, **more) -> Ours | Stock:
     there = Precision(precision, flags.device)
     ours = Ours(task_of(dataset, flags.data_dir), method, there, model_path=flags.model_path, **more)
-    return ours if side == "ours" else Stock(ours, method)  # ours is garbage then, but for the head it was given
+    if side == "ours":
+        return ours
+    return OTHERS[flags.against](ours, method)  # ours is garbage then, but for the head it was given
 
 
 def _steps(rows: int, device: torch.device) -> int:
@@ -261,6 +265,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="gpt2", help="GPT-2's, for --shapes: a directory, or a name on the Hub")
     parser.add_argument("--data_dir", default="data", help="the course's files")
     parser.add_argument("--cases", nargs="+", metavar="PATTERN", default=["*"], help="`full-*-8-fp32`, `memory-*`")
+    parser.add_argument(
+        "--against", choices=OTHERS, default="stock", help="with AdamW as torch has it by default; without padding"
+    )
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--texts", type=int, default=1000, help="of the last linear layer and evaluation")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), help="all that the device multiplies in")
@@ -282,16 +289,16 @@ def main() -> None:
                 save_random(flags.model_path, flags.tokenizer, *SHAPES[shape])
             found[shape or flags.model_path] = _compare(shape or "", flags, ceiling)
     if flags.json:
-        figures = {"machine": describe(flags.device), "torch": torch.__version__, "ceiling": ceiling}
+        figures = {"machine": describe(flags.device), "torch": torch.__version__, "against": flags.against}
+        figures["ceiling"] = ceiling
         write_text(flags.json, json.dumps(figures | {"models": found}, indent=1) + "\n")
 
 
 def _compare(title: str, flags: argparse.Namespace, ceiling: dict[str, float]) -> dict[str, dict]:
     """All figures of one checkpoint by case, printed as they come."""
-    found = {}
-    print_header(
-        title, "stock's time over ours", "ours", "stock", "share of the ceiling", "loss: ours, stock", "hours an epoch"
-    )
+    found, other = {}, flags.against
+    sides = f"{other}'s time over ours", "ours", other
+    print_header(title, *sides, "share of the ceiling", f"loss: ours, {other}", "hours an epoch")
     for name, measure in cases(flags, ceiling):
         if any(fnmatch(name, pattern) for pattern in flags.cases):
             figures = measure()

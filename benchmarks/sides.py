@@ -1,11 +1,14 @@
-"""The two sides of a comparison, as steps of training on the same rows: ours, and stock `transformers` and `peft`."""
+"""The sides of a comparison, as steps of training on the same rows: ours, and what stock `transformers` gives."""
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from torch.nn import functional as F
 
 import classifier
 from models.heads import GPT2ForSequenceClassification
@@ -79,10 +82,15 @@ class Ours:
 
 
 class Stock:
-    """What a user would write: rows padded to the longest on the right, `GPT2ForSequenceClassification`, PEFT, fused
-    AdamW, autocast. It starts from our head, and sees our token ids."""
+    """What a user would write: rows padded to the longest on the right, `GPT2ForSequenceClassification`, PEFT, AdamW,
+    autocast. It starts from our head, and sees our token ids.
 
-    def __init__(self, ours: Ours, method: str):
+    Args:
+        fused: AdamW in one pass over memory, as `transformers.Trainer` asks for it; None for `torch.optim.AdamW`'s own
+            choice, which on a CPU is a dozen passes.
+    """
+
+    def __init__(self, ours: Ours, method: str, fused: bool | None = True):
         self.texts, self.precision = ours.texts, ours.precision
         torch.manual_seed(ours.settings["seed"])
         labels = ours.model.score.out_features
@@ -99,22 +107,27 @@ class Stock:
                 task_type="SEQ_CLS", r=rank, lora_alpha=alpha, lora_dropout=dropout, fan_in_fan_out=True,
                 target_modules=TARGETS[ours.settings["lora_target"]],
             )  # fmt: skip
-            model = get_peft_model(model, config)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft asks it
+                model = get_peft_model(model, config)
         elif method == "last-linear-layer":
             model.transformer.requires_grad_(False)
         self.model = model.to(self.precision.device).train()
         parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=ours.settings["lr"], eps=1e-6, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(parameters, ours.settings["lr"], eps=1e-6, weight_decay=0.0, fused=fused)
 
     def step(self, indices: list[int]) -> float:
         """One update on these rows; its loss."""
-        ids, mask, labels = self._batch(indices)
         with self.precision.autocast():
-            loss = self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+            loss = self._loss(indices)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
+
+    def _loss(self, indices: list[int]) -> Tensor:
+        ids, mask, labels = self._batch(indices)
+        return self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
 
     def read(self, indices: list[int]) -> Tensor:
         """(B, classes) logits of these rows, the short ones first."""
@@ -129,6 +142,28 @@ class Stock:
         ids = torch.nn.utils.rnn.pad_sequence(tokens.split(rows.lengths), True, self.padding)
         mask = (torch.arange(ids.size(1)) < torch.tensor(rows.lengths)[:, None]).long()
         return tuple(tensor.to(self.precision.device) for tensor in (ids, mask, batch.labels))
+
+
+class Naive(Stock):
+    """The least that leaves padding out: stock's layers on the flat list of tokens, padded inside attention alone."""
+
+    def _loss(self, indices: list[int]) -> Tensor:
+        batch = self.texts.batch(indices, CPU)
+        tokens, rows = batch.inputs
+        device, lengths, p = self.precision.device, rows.lengths, self.model.config.resid_pdrop
+        slots = torch.cat([torch.arange(length) + row * max(lengths) for row, length in enumerate(lengths)]).to(device)
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        network, heads = model.transformer, model.config.n_head
+        tokens, positions = (tensor[: sum(lengths)].to(device) for tensor in (tokens, rows.positions))
+        x = F.dropout(network.wte(tokens) + network.wpe(positions), model.config.embd_pdrop)
+        for block in network.h:
+            qkv = block.attn.c_attn(block.ln_1(x))
+            padded = qkv.new_zeros(len(lengths) * max(lengths), qkv.size(1)).index_copy(0, slots, qkv)
+            q, k, v = padded.view(len(lengths), max(lengths), 3, heads, -1).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=model.config.attn_pdrop, is_causal=True)
+            x = x + F.dropout(block.attn.c_proj(y.transpose(1, 2).flatten(2).flatten(0, 1)[slots]), p)
+            x = x + F.dropout(block.mlp.c_proj(F.gelu(block.mlp.c_fc(block.ln_2(x)), approximate="tanh")), p)
+        return F.cross_entropy(model.score(network.ln_f(x[rows.last.to(device)])).float(), batch.labels.to(device))
 
 
 def optimizers(model: torch.nn.Module, embeddings: int | None = None) -> tuple[AdamW, torch.optim.AdamW]:

@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 
-def test_comparison_writes_its_table_and_figures(save_stock, tmp_path):
+@pytest.mark.parametrize("against", ["stock", "unfused", "naive"])
+def test_comparison_writes_its_table_and_figures(save_stock, tmp_path, against):
     cases = ["full-sst-8-fp32", "memory-lora-cfimdb-8-fp32"]
     command = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--model_path", str(save_stock())]
     command += ["--data_dir", str(ROOT / "data" / "mini"), "--precision", "fp32", "--device", "cpu", "--pairs", "1"]
-    command += ["--cases", *cases, "--json", str(tmp_path / "found.json")]
+    command += ["--against", against, "--cases", *cases, "--json", str(tmp_path / "found.json")]
     ended = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     rows = [line.split(" | ")[0] for line in ended.stdout.splitlines() if line.startswith("| ")]
