@@ -266,8 +266,9 @@ def main() -> None:
     parser.add_argument("--data_dir", default="data", help="the course's files")
     parser.add_argument("--cases", nargs="+", metavar="PATTERN", default=["*"], help="`full-*-8-fp32`, `memory-*`")
     parser.add_argument(
-        "--against", choices=OTHERS, default="stock", help="with AdamW as torch has it by default; without padding"
-    )
+        "--against", choices=OTHERS, default="stock",
+        help="stock; that with torch.optim.AdamW as it is by default; or that without padding, and no more",
+    )  # fmt: skip
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--texts", type=int, default=1000, help="of the last linear layer and evaluation")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), help="all that the device multiplies in")
