@@ -290,9 +290,8 @@ def main() -> None:
                 save_random(flags.model_path, flags.tokenizer, *SHAPES[shape])
             found[shape or flags.model_path] = _compare(shape or "", flags, ceiling)
     if flags.json:
-        figures = {"machine": describe(flags.device), "torch": torch.__version__, "against": flags.against}
-        figures["ceiling"] = ceiling
-        write_text(flags.json, json.dumps(figures | {"models": found}, indent=1) + "\n")
+        figures = {"machine": describe(flags.device), "torch": torch.__version__, "ceiling": ceiling}
+        write_text(flags.json, json.dumps(figures | {"against": flags.against, "models": found}, indent=1) + "\n")
 
 
 def _compare(title: str, flags: argparse.Namespace, ceiling: dict[str, float]) -> dict[str, dict]:

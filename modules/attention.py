@@ -44,19 +44,22 @@ class CausalSelfAttention(nn.Module):
             (N, C), or (B, C) if `only_last`.
         """
         p = self.attn_pdrop if self.training else 0.0
-        # An adapter's layer may know how to be called and no more.
-        wide = self.c_attn.widened(x) if only_last and not past and hasattr(self.c_attn, "widened") else None
         if past:
             y = attend_to_past(self.c_attn(x), rows, past, only_last)
-        elif wide:
-            y = attend_from_last(*wide, rows, self.n_head, p)
         elif only_last:
-            y = attend_with_last(self.c_attn(x), rows, self.n_head, p)
+            y = self._from_last(x, rows, p)
         elif p > 0 and x.device.type == "cpu":
             y = DropoutAttention.apply(self._qkv(x), rows, self.n_head, p)
         else:
             y = attend(self._qkv(x), rows, self.n_head, p)
         return self.resid_dropout(self.c_proj(y))
+
+    def _from_last(self, x: Tensor, rows: Rows, p: float) -> Tensor:
+        """(N, C) -> (B, C); an adapter's layer may not be one product, or not say so."""
+        wide = self.c_attn.widened(x) if hasattr(self.c_attn, "widened") else None
+        if wide is None:
+            return attend_with_last(self.c_attn(x), rows, self.n_head, p)
+        return attend_from_last(*wide, rows, self.n_head, p)
 
     def _qkv(self, x: Tensor) -> Tensor:
         """(N, C) -> (N, 3C). Softmax does not see the keys' bias, which adds the same q b_k for every token. So its

@@ -203,8 +203,11 @@ class Rows:
     def rounded(self, dtype: torch.dtype) -> list[Rectangle]:
         """The rectangles, for products in that type: in 16 bits on a CPU, where they are oneDNN's (see `FILLED`), as
         wide as a multiple of `FILLED`."""
-        if self.device.type != "cpu" or self.filler or dtype.itemsize != 2:
-            return self.rectangles
+        is_onednns = self.device.type == "cpu" and dtype.itemsize == 2
+        return self._rounded if is_onednns and not self.filler else self.rectangles
+
+    @cached_property
+    def _rounded(self) -> list[Rectangle]:
         return [_rectangle(run, self.device, FILLED) for run in self._runs]
 
     @cached_property
@@ -225,9 +228,10 @@ class Rows:
     def by_head(self, n_head: int, dtype: torch.dtype) -> list[RectangleByHead]:
         """The rectangles for products in that type, on a CPU, laid out by head."""
         if (n_head, dtype) not in self._by_head:
-            starts = accumulate((run.tokens for run in self.rectangles), initial=0)
+            runs = self.rounded(dtype)
+            starts = accumulate((run.tokens for run in runs), initial=0)
             self._by_head[n_head, dtype] = [
-                RectangleByHead(run, start, n_head) for run, start in zip(self.rounded(dtype), starts, strict=False)
+                RectangleByHead(run, start, n_head) for run, start in zip(runs, starts, strict=False)
             ]
         return self._by_head[n_head, dtype]
 
