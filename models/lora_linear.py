@@ -26,7 +26,7 @@ class LoraLinear(PeftLinear):
             return super().forward(x, *args, **kwargs)
         (name,) = adapters
         base, a, b = self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight
-        return LowRankSum.apply(x, base.weight_in_use(), base.bias, a, b, self.scaling[name], self._dropout(name))
+        return LowRankSum.apply(x, *base.weight_in_use(), base.bias, a, b, self.scaling[name], self._dropout(name))
 
     def widened(self, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor] | None:
         """The layer as one without an adapter: a low-rank sum is a product with r more columns.
@@ -79,8 +79,10 @@ class LowRankSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, a: Tensor, b: Tensor, scaling: float, p: float) -> Tensor:
-        """(N, in), (out, in), (out,), (r, in), (out, r) -> (N, out)"""
+    def forward(
+        ctx, x: Tensor, weight: Tensor, turned: Tensor, bias: Tensor, a: Tensor, b: Tensor, scaling: float, p: float
+    ) -> Tensor:
+        """(N, in), (out, in), the same turned, (out,), (r, in), (out, r) -> (N, out)"""
         dtype, ctx.dtypes = weight.dtype, (x.dtype, a.dtype)
         with torch.autocast("cpu", enabled=False):
             x, a, b, bias = (tensor.to(dtype) for tensor in (x, a, b, bias))
@@ -90,20 +92,20 @@ class LowRankSum(torch.autograd.Function):
                 dropped, scaling = x * keep, scaling * scale
             h = product(dropped, a)  # (N, r)
             ctx.scaling = scaling
-            ctx.save_for_backward(weight, a, b, keep, dropped, h)
+            ctx.save_for_backward(turned, a, b, keep, dropped, h)
             return product(x, weight, bias).addmm_(h, b.t(), alpha=scaling)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        weight, a, b, keep, dropped, h = ctx.saved_tensors
+        turned, a, b, keep, dropped, h = ctx.saved_tensors
         of_x, of_adapter = ctx.dtypes
         dh = product(dy, b.t()).mul_(ctx.scaling)
         da = product(dh.t(), dropped.t()).to(of_adapter)
         db = (dy.t() @ h).mul_(ctx.scaling).to(of_adapter)
         if not ctx.needs_input_grad[0]:
-            return None, None, None, da, db, None, None
+            return None, None, None, None, da, db, None, None
         dx = product(dh, a.t())
         if keep is not None:
             dx *= keep
-        return add_product(dx, dy, weight.t()).to(of_x), None, None, da, db, None, None
+        return add_product(dx, dy, turned).to(of_x), None, None, None, da, db, None, None

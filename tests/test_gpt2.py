@@ -19,7 +19,7 @@ from models.pretrained import checkpoint_tensors
 from modules.dropout import dropout, keep_mask
 from modules.dropout_attention import QUERIES, DropoutAttention
 from modules.gelu import gelu
-from modules.linear import Linear, linear
+from modules.linear import Linear, lay_out, linear
 from modules.ragged import Rows, pack
 
 TOLERANCE = 1e-5  # of a tensor's largest value
@@ -368,6 +368,34 @@ def test_linear_layer_is_torchs(shape, width, outputs, dtype, biased, frozen, tu
     for a, b in zip(*(torch.autograd.grad(z, learned, dy) for z in (y, expected)), strict=True):
         summed = 8 * torch.finfo(dtype).eps * max(outputs, math.prod(shape))  # what so many numbers around 1 may lose
         torch.testing.assert_close(a, b, rtol=1e-5, atol=summed)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 200),
+    width=st.integers(1, 100),
+    outputs=st.integers(1, 100),
+    bf16=st.booleans(),
+    biased=st.booleans(),
+)
+def test_a_weight_that_is_laid_out_computes_the_same(rows, width, outputs, bf16, biased):
+    """Also after it has changed; and it stays as it is where there is no room."""
+    plain, ours = (Linear(width, outputs, bias=biased).requires_grad_(False) for _ in range(2))
+    ours.load_state_dict(plain.state_dict())
+    lay_out(ours, 2 * ours.weight.nbytes)
+    lay_out(plain, 2 * plain.weight.nbytes - 1)
+    assert ours.lays_out
+    assert not plain.lays_out
+    x, dy = torch.randn(rows, width, requires_grad=True), torch.randn(rows, outputs)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            y, expected = ours(x), plain(x)
+        torch.testing.assert_close(y, expected)
+        dx, expected = (torch.autograd.grad(z, x, dy.to(z.dtype))[0] for z in (y, expected))
+        torch.testing.assert_close(dx, expected)
+        with torch.no_grad():
+            ours.weight.mul_(2)
+            plain.weight.mul_(2)
 
 
 @settings(max_examples=30, deadline=None)

@@ -129,9 +129,15 @@ def keep_freed_memory() -> None:
     libc.madvise.argtypes = [address, size, ctypes.c_int]
     page = 2 << 20
     start = -(-libc.sbrk(0) // page) * page
-    half_of_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    libc.free(libc.malloc(half_of_memory))  # which takes addresses alone: no page is touched yet
+    libc.free(libc.malloc(memory_of_machine() // 2))  # which takes addresses alone: no page is touched yet
     libc.madvise(start, max(0, libc.sbrk(0) - start), 14)  # MADV_HUGEPAGE: where the kernel leaves that to programs
+
+
+def memory_of_machine() -> int:
+    """Bytes; 0 where the system does not say."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return 0
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
@@ -172,6 +178,9 @@ class PeakMemory:
         saved = {}
 
         def keep(tensor: Tensor) -> Tensor:
+            if tensor.is_mkldnn:  # a frozen weight as oneDNN lays it out; there is one for each direction
+                saved[torch.ops.mkldnn.data_ptr(tensor)] = 2 * torch.ops.mkldnn._nbytes(tensor)
+                return tensor
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
                 saved[storage.data_ptr()] = storage.nbytes()

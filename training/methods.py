@@ -14,7 +14,9 @@ from models.gpt2 import GPT2Model, without_values
 from models.heads import GPT2ForSequenceClassification, GPT2LMHeadModel
 from models.pretrained import load_weights, save_pretrained
 from modules.embedding import RowsInUse, whole_vocabulary
+from modules.linear import lay_out
 from training.batching import FeatureExamples
+from training.hardware import memory_of_machine
 from training.network import Loaded
 from training.objectives import Examples
 
@@ -121,6 +123,10 @@ class LowRank(FullModel):
         self.leave_rows_out, self.source = False, loaded.source
         names = ("rank", "alpha", "dropout", "target", "variant")
         self.lora = Lora(model, loaded.name, **{name: settings[f"lora_{name}"] for name in names})
+
+    def start(self, examples, read):
+        lay_out(self.model, memory_of_machine() // 8)
+        return super().start(examples, read)
 
     def save(self, directory):
         self.lora.save(directory)
