@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -11,7 +13,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEVELS = 1 << 16  # of a 16-bit draw
-_SFC64 = np.random.SFC64()
+
+
+class _Draws(threading.local):
+    """What this thread draws with: a generator, torch's own if None, and what makes many numbers of few."""
+
+    def __init__(self):
+        self.generator: torch.Generator | None = None
+        self.sfc64 = np.random.SFC64()
+
+
+_DRAWS = _Draws()
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Within it, this thread's dropout on a CPU draws from that generator, not from torch's, which all share."""
+    _DRAWS.generator = generator
+    try:
+        yield
+    finally:
+        _DRAWS.generator = None
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -47,11 +69,11 @@ def _random_words(count: int) -> np.ndarray:
     """64-bit numbers from numpy's SFC64, at more than twice the speed of torch's generator, which gives the state that
     it starts from and so decides every draw. Setting the state takes a fifth of the time of a new SFC64."""
     words = np.ones(4, np.uint64)  # SFC64 is three words, here at random, and a counter
-    torch.from_numpy(words[:3].view(np.int64)).random_(-(2**63), None)
-    state = _SFC64.state
+    torch.from_numpy(words[:3].view(np.int64)).random_(-(2**63), None, generator=_DRAWS.generator)
+    state = _DRAWS.sfc64.state
     state["state"]["state"] = words
-    _SFC64.state = state
-    return _SFC64.random_raw(count)
+    _DRAWS.sfc64.state = state
+    return _DRAWS.sfc64.random_raw(count)
 
 
 class Dropout(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from training import ranks
 from training.batching import Batch
+from training.halves import Halves
 from training.hardware import NEEDS_LESS, PeakMemory, Precision
 from training.objectives import Examples, Objective, TrainingFailed
 from training.parallel import data_parallel
@@ -21,8 +22,9 @@ class Update:
 
         batch of 7, 2 processes, micro_batch_size 2        rank 0: [a c] [e g]        rank 1: [b d] [f]
 
-    The result is that of the whole batch at once, but for rounding and for which numbers dropout draws. On a CUDA GPU,
-    alone there and with a whole batch in memory, it launches steps that it has recorded (`training.recording`).
+    The result is that of the whole batch at once, but for rounding and for which numbers dropout draws. A process that
+    is alone and has a whole batch in memory works on both halves of it at once on a CPU (`training.halves`), and on a
+    CUDA GPU it launches steps that it has recorded (`training.recording`).
 
     Args:
         model: holds the parameters that `optimizer` trains.
@@ -46,9 +48,10 @@ class Update:
         self.loss, self.alone = data_parallel(model, objective)
         self.memory = PeakMemory(model, optimizer, precision.device)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        alone_on_gpu = precision.device.type == "cuda" and ranks.count() == 1
-        records = alone_on_gpu and not model.transformer.checkpoint_activations  # which looks at random states
-        self.recorder = Recorder(parameters) if records else None
+        alone = ranks.count() == 1 and not model.transformer.checkpoint_activations  # which looks at random states
+        self.recorder = Recorder(parameters) if alone and precision.device.type == "cuda" else None
+        learns = any(parameter.requires_grad for parameter in model.transformer.parameters())
+        self.halves = Halves(model) if alone and learns and precision.device.type == "cpu" else None
 
     def __call__(self, train: Examples, indices: list[int], watched: bool = False) -> tuple[Tensor, Tensor]:
         """Updates the parameters by the examples at `indices`.
@@ -87,6 +90,10 @@ class Update:
         size = torch.full((), size, device=self.precision.device)  # a number for a recorded step to read
         pieces = self._pieces(train, indices)
         total = 0
+        if self.halves and len(pieces) == 1 and not watched:
+            sums = self.halves(self._loss, train, pieces[0][0], size)
+            if sums is not None:
+                return sums
         for number, (piece, counts) in enumerate(pieces, start=1):
             batch = train.batch(piece, self.precision.device)
             sums = self.recorder(self._loss, batch, size) if self.recorder and len(pieces) == 1 else None
