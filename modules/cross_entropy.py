@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LOGITS = 1 << 22  # at a time: 16 MiB in float32
+ROWS = 1 << 10  # of the gradient in 16 bits, at a time
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -33,6 +34,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         w = weight.to(dtype)
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         dw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        more = torch.empty_like(w) if dw is not None and dtype != dw.dtype else None
         exact = torch.promote_types(dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=x.device)
         step = max(1, LOGITS // len(weight))
@@ -55,7 +57,9 @@ class LinearCrossEntropy(torch.autograd.Function):
                 if dw is not None and dtype == dw.dtype:
                     dw.addmm_(slope.t(), part)  # without a product as large as the embedding beside it
                 elif dw is not None:
-                    dw += slope.t() @ part
+                    torch.mm(slope.t(), part, out=more)
+                    for into, rows in zip(dw.split(ROWS), more.split(ROWS), strict=True):
+                        into += rows  # turned into float32 beside it
         ctx.save_for_backward(dx, dw)
         return total
 
