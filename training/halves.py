@@ -29,8 +29,8 @@ class Halves:
 
     torch spreads one operation after the other over all cores. In between, while one of two cores runs Python, draws
     dropout's numbers or does what is too small to be spread, the other waits: a quarter of its time. Here it has work
-    of its own, and both wait once a step. Each weight has two gradients then, and the sum is the same whichever
-    comes first. Nor do the numbers depend on how many cores there are: one, or an odd number, takes the halves in turn.
+    of its own, and both wait once a step. Each weight has two gradients then, whose sum is the same whichever comes
+    first. What dropout draws does not depend on the number of cores: one, or an odd number, takes the halves in turn.
 
     Args:
         model: holds the parameters; those that require gradients are trained.
