@@ -13,7 +13,7 @@ _ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.cpu.
 class Linear(nn.Linear):
     """`nn.Linear`, computed by `linear`; in training under a CPU's autocast, in 16 bits."""
 
-    lays_out = False  # while the weight is frozen, whether to keep it as oneDNN lays it out (`lay_out`)
+    lays_out = False  # while the weight is frozen, whether it is kept in 16 bits as oneDNN lays it out (`lay_out`)
     _frozen: tuple[tuple, tuple[Tensor, Tensor]] | None = None  # what the weight was, and what was made of it
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class Linear(nn.Linear):
         weight, dtype = self.weight.detach(), self.weight.dtype
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
-        if self.weight.requires_grad or (dtype == weight.dtype and not self.lays_out):
+        if self.weight.requires_grad or dtype == weight.dtype:
             weight = weight.to(dtype)
             return weight, weight.t()
         state = weight.data_ptr(), weight._version, dtype, self.lays_out
@@ -87,17 +87,16 @@ def add_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def lay_out(network: nn.Module, most_bytes: int) -> None:
-    """Has a network's frozen layers keep their weights, and those turned, as oneDNN lays them out for each product: its
-    time is 0.90 in bfloat16 then, 0.96 in float32. Unless all these copies take more than `most_bytes`."""
+    """Has a network's frozen layers keep their weights in bfloat16, and those turned, as oneDNN lays them out for each
+    product, which takes 0.90 of its time then. Unless all these copies take more than `most_bytes`."""
     layers = [module for module in network.modules() if isinstance(module, Linear) and not module.weight.requires_grad]
-    fits = 2 * sum(layer.weight.nbytes for layer in layers) <= most_bytes
+    fits = 2 * 2 * sum(layer.weight.numel() for layer in layers) <= most_bytes
     for layer in layers:
         layer.lays_out = fits
 
 
 def _laid_out(weight: Tensor) -> Tensor:
-    in_16_bits = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if _ONEDNN == "AVX512" and (in_16_bits or weight.dtype == torch.float32):
+    if _ONEDNN == "AVX512" and weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.ops.mkldnn._reorder_linear_weight(weight)
     return weight
 

@@ -18,6 +18,7 @@ CPU = torch.device("cpu")
 # A second gradient of each weight is worth its time from so many tokens on, if all are trained. Full steps of the 124M
 # model in bf16 on two cores: 0.86 of the speed with 180 tokens, 0.97 with 400, 1.04 with 750, 1.10 with 1,500.
 WORTH_A_GRADIENT = 600
+FEWEST = 300  # tokens, for two threads to read all weights (LoRA in float32: 0.97 of the speed with 180)
 # Of a tensor. Larger ones glibc maps anew for a thread at every step, and the kernel zeroes page by page: too slow
 # for activations, of which there are many, and for a gradient of twice that size.
 MOST_BYTES = 1 << 26
@@ -40,7 +41,8 @@ class Halves:
         parameters = list(model.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         share = sum(parameter.numel() for parameter in trained) / sum(parameter.numel() for parameter in parameters)
-        self.fewest, self.most = WORTH_A_GRADIENT * share, 2 * MOST_BYTES // (4 * model.config.mlp_width)  # tokens
+        self.fewest = max(FEWEST, WORTH_A_GRADIENT * share)  # tokens
+        self.most = 2 * MOST_BYTES // (4 * model.config.mlp_width)
         if max(parameter.nbytes for parameter in trained) > 2 * MOST_BYTES:
             self.most = 0
         self.pool: ThreadPoolExecutor | None = None
