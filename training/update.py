@@ -90,7 +90,7 @@ class Update:
         size = torch.full((), size, device=self.precision.device)  # a number for a recorded step to read
         pieces = self._pieces(train, indices)
         total = 0
-        if self.halves and len(pieces) == 1 and not watched:
+        if self.halves and len(pieces) == 1 and not watched:  # what is kept for backward is seen in one thread
             sums = self.halves(self._loss, train, pieces[0][0], size)
             if sums is not None:
                 return sums
