@@ -35,8 +35,10 @@ class Apart:
         self.results: list = []
 
     def wait(self) -> None:
-        """Until it is set up."""
-        self.connection.recv()
+        """Until it is set up. Raises InputError if the input is at fault."""
+        error = self.connection.recv()
+        if error:
+            raise error
 
     def __call__(self, number: int) -> None:
         self.connection.send(number)
@@ -48,14 +50,19 @@ class Apart:
 
 
 def _serve(connection: Connection, setup: Callable[..., Work], side: str, *case) -> None:
+    from config import InputError
     from training.hardware import keep_freed_memory
 
     if side == "ours":
         keep_freed_memory()
-    work = setup(side, *case)
-    finish()
-    connection.send(None)
-    with suppress(EOFError):  # the other end is closed
+    with suppress(EOFError, BrokenPipeError):  # the other end is closed
+        try:
+            work = setup(side, *case)
+        except InputError as error:
+            connection.send(error)
+            return
+        finish()
+        connection.send(None)
         while True:
             result = work(connection.recv())
             finish()

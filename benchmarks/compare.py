@@ -12,7 +12,7 @@ were timed.
 
 from __future__ import annotations
 
-from timing import describe_machine, finish, peak_of_process  # isort: skip
+from timing import describe_machine, finish, peak_of_process, run  # isort: skip
 
 import argparse
 import json
@@ -325,4 +325,4 @@ def _cells(figures: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

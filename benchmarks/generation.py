@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from timing import describe_machine, paired  # isort: skip
+from timing import describe_machine, paired, run  # isort: skip
 
 import argparse
 from collections.abc import Callable
@@ -26,8 +26,8 @@ WAYS = {"the likeliest token": Sampling(temperature=0), "drawn (1.2, top-p 0.9)"
 
 def writers(path: str, tokens: int, device: torch.device | str = "cpu") -> tuple[Writer, Writer, Writer]:
     """Ours, stock's, and stock's of the first text alone without a cache; each draws as it is told."""
-    theirs = transformers.GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32).to(device).eval()
     ours = GPT2LMHeadModel(GPT2Model.from_pretrained(path)).to(device)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32).to(device).eval()
     theirs.generation_config.eos_token_id = ours.config.eos_token_id = None  # all texts have all their tokens
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(25, 45, (PROMPTS,), generator=generator).tolist()  # as three lines of a sonnet
@@ -65,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from timing import describe_machine  # isort: skip
+from timing import describe_machine, run  # isort: skip
 
 import contextlib
 import io
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

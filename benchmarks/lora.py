@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from timing import describe_machine, paired  # isort: skip
+from timing import describe_machine, paired, run  # isort: skip
 
 import argparse
 from collections.abc import Callable
@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

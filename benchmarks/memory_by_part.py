@@ -8,7 +8,7 @@ lives for a moment only, a layer's weights in 16 bits say.
 
 from __future__ import annotations
 
-from timing import describe_machine  # isort: skip
+from timing import describe_machine, run  # isort: skip
 
 import argparse
 from pathlib import Path
@@ -53,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

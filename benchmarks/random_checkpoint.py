@@ -5,19 +5,25 @@
 
 from __future__ import annotations
 
+from timing import run  # isort: skip
+
 import argparse
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from models.tokenizer_files import tokenizing
+
 
 def save_random(directory: str | Path, tokenizer: str, layers: int, width: int, heads: int, seed: int = 0) -> None:
-    """A directory that any GPT-2 loads from."""
+    """A directory that any GPT-2 loads from. Raises InputError for a tokenizer that cannot be read."""
+    with tokenizing(f"--tokenizer {tokenizer}: cannot be read"):
+        words = AutoTokenizer.from_pretrained(tokenizer)
     torch.manual_seed(seed)
     config = GPT2Config(n_layer=layers, n_embd=width, n_head=heads)
     GPT2LMHeadModel(config).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(directory)
+    words.save_pretrained(directory)
 
 
 def main() -> None:
@@ -32,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

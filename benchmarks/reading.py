@@ -7,7 +7,7 @@ DIR needs nothing but a tokenizer and a `config.json`.
 
 from __future__ import annotations
 
-from timing import describe_machine  # isort: skip
+from timing import describe_machine, run  # isort: skip
 
 import argparse
 import csv
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

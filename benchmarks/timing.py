@@ -84,3 +84,14 @@ def describe_machine(device: str = "cpu") -> None:
     machine = describe(torch.device(device))
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     print(f"{machine['device']}, {machine['threads']} threads, {versions}")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Calls a command's `main`; where the input is at fault, ends with a line that says what, and exit code 2."""
+    from config import InputError
+
+    try:
+        main()
+    except InputError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -29,3 +29,12 @@ def test_comparison_writes_its_table_and_figures(save_stock, tmp_path, against):
     assert 0 < step["share"] < 1
     assert abs(step["loss"] - step["loss_stock"]) < 0.5
     assert min(memory.values()) > 100
+
+
+@pytest.mark.parametrize("name", ["compare", "lora"])
+def test_a_model_that_is_not_there_is_one_line(tmp_path, name):
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--model_path", str(tmp_path / "none")]
+    command += ["--data_dir", str(ROOT / "data" / "mini"), "--precision", "fp32"]
+    ended = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == f"{name}.py: error: {tmp_path / 'none'}: no such directory\n"
