@@ -156,12 +156,12 @@ def update(p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor, group: dict
 def fused_update(parameters: list[tuple[Tensor, ...]], group: dict) -> None:
     """`update` of several parameters of one type on one device, in one pass over memory."""
     p, g, m, v, steps = (list(column) for column in zip(*parameters, strict=True))
-    steps = torch.stack(steps).to(p[0].device)
-    if not group["correct_bias"]:  # the kernel corrects always; late enough, the correction is 1
-        steps = torch.full_like(steps, torch.inf)
+    # The kernel corrects always; late enough, the correction is 1.
+    counts = [step.item() if group["correct_bias"] else torch.inf for step in steps]
+    steps = {count: torch.full((), count, device=p[0].device) for count in set(counts)}  # a copy would wait for a GPU
     beta1, beta2 = group["betas"]
     torch._fused_adamw_(
-        p, g, m, v, [], list(steps.unbind()),
+        p, g, m, v, [], [steps[count] for count in counts],
         lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
         amsgrad=False, maximize=False,
     )  # fmt: skip

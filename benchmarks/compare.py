@@ -55,7 +55,7 @@ OTHERS = {"stock": Stock, "unfused": partial(Stock, fused=None), "naive": Naive}
 DATASETS, BATCHES = ("sst", "cfimdb", "quora"), (8, 64)
 CHUNK, CHUNK_ON_GPU = 24, 240  # texts between two looks at the clock, and at least as many steps as
 STEPS, STEPS_ON_GPU = 1, 10
-STEPS_BEFORE = 200  # on a GPU ours first meets the shapes of its batches, and records them
+STEPS_BEFORE = 120  # on a GPU, where ours records shapes of batches that it meets, and stock's memory finds its sizes
 SHAPES = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}  # layers, width, heads
 QUORA_PAIRS = 141506
 PAPER_HOURS = {("full", 12): 1.6, ("lora", 12): 0.9, ("full", 24): 5.0, ("lora", 24): 3.0}  # an epoch, report's table 1
@@ -66,13 +66,14 @@ def training(side: str, flags: argparse.Namespace, method: str, dataset: str, ro
     one = _one(side, flags, method, dataset, precision)
     config, lengths = GPT2Config.from_file(Path(flags.model_path) / "config.json"), one.texts.lengths
     order, steps = shuffled(len(lengths), rows, 0, 0), _steps(rows, flags.device)
-    if side == "ours" and flags.device.type == "cuda":
+    if flags.device.type == "cuda":
         for batch in (order * STEPS_BEFORE)[-STEPS_BEFORE:]:
             one.step(batch)
 
     def chunk(number: int) -> list[tuple[float, float]]:
         batches = [order[(number * steps + i) % len(order)] for i in range(steps)]
-        return [(one.step(batch), _operations(config, [lengths[i] for i in batch])) for batch in batches]
+        losses = torch.stack([one.step(batch) for batch in batches]).tolist()
+        return list(zip(losses, [_operations(config, [lengths[i] for i in batch]) for batch in batches], strict=True))
 
     return chunk
 
@@ -318,7 +319,7 @@ def _cells(figures: dict) -> list[str]:
         return [str(timing), f"{timing.ours:.2f} s", f"{timing.stock:.2f} s", "", "", ""]
     sides = [f"{figures[k]:.1f} examples/s" for k in ("examples", "examples_stock")]
     losses = f"{figures['loss']:.3f}, {figures['loss_stock']:.3f}"
-    hours = f"{figures['hours']:.2f}" if "hours" in figures else ""
+    hours = f"{figures['hours']:.2g}" if "hours" in figures else ""
     if figures.get("hours_paper"):
         hours += f" (the report: {figures['hours_paper']})"
     return [str(timing), *sides, f"{figures['share']:.0%}", losses, hours]

@@ -18,7 +18,7 @@ from tasks.classification import score
 from tasks.paraphrase import Paraphrase
 from tasks.sentiment import Sentiment
 from training.batching import TokenExamples
-from training.hardware import Precision
+from training.hardware import Precision, make_deterministic
 from training.methods import choose
 from training.network import Loaded, load_network
 from training.objectives import Classification
@@ -49,7 +49,7 @@ class Ours:
         self, task: Sentiment | Paraphrase, method: str, precision: Precision = FP32, split: str = "train", **more
     ):
         self.settings = classifier.parse_flags([]) | METHODS[method] | {"lr": 1e-5} | more
-        torch.manual_seed(self.settings["seed"])
+        make_deterministic(self.settings["seed"], precision.device)
         self.loaded: Loaded = load_network(self.settings)
         self.model = GPT2ForSequenceClassification(self.loaded.network, task.labels)
         self.method = choose(self.settings, self.loaded, store_features=False)(self.model, self.settings)
@@ -63,10 +63,10 @@ class Ours:
         self.update = Update(self.model, objective, optimizer, self.precision, *limits)
         self.model.train()
 
-    def step(self, indices: list[int], watched: bool = False) -> float:
-        """One update on these rows; its loss."""
+    def step(self, indices: list[int], watched: bool = False) -> Tensor:
+        """One update on these rows; (), its loss, which to look at waits for a GPU."""
         sums, _ = self.update(self.texts, indices, watched)
-        return sums[0].item() / len(indices)
+        return sums[0] / len(indices)
 
     def read(self, indices: list[int]) -> Tensor:
         """(B, classes) logits of these rows, the short ones first."""
@@ -92,6 +92,7 @@ class Stock:
 
     def __init__(self, ours: Ours, method: str, fused: bool | None = True):
         self.texts, self.precision = ours.texts, ours.precision
+        torch.use_deterministic_algorithms(False)  # as stock has it
         torch.manual_seed(ours.settings["seed"])
         labels = ours.model.score.out_features
         model = transformers.GPT2ForSequenceClassification.from_pretrained(
@@ -116,14 +117,14 @@ class Stock:
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, ours.settings["lr"], eps=1e-6, weight_decay=0.0, fused=fused)
 
-    def step(self, indices: list[int]) -> float:
-        """One update on these rows; its loss."""
+    def step(self, indices: list[int]) -> Tensor:
+        """One update on these rows; (), its loss."""
         with self.precision.autocast():
             loss = self._loss(indices)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.item()
+        return loss.detach()
 
     def _loss(self, indices: list[int]) -> Tensor:
         ids, mask, labels = self._batch(indices)

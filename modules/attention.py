@@ -80,12 +80,29 @@ def attend(qkv: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Tensor:
     Returns:
         (N, C)
     """
+    size = qkv.size(1) // (3 * n_head)
+    if qkv.is_cuda and size % 8 == 0 and size <= 256:  # which those kernels ask for
+        return attend_flat(qkv, rows, n_head, p)
     outputs = []
     for run, part in zip(rows.rectangles, rows.split(qkv), strict=True):
         q, k, v = run.pad(part).unflatten(-1, (3, n_head, -1)).permute(2, 0, 3, 1, 4)  # (b, nh, T, hs) each
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
         outputs.append(run.unpad(y.transpose(1, 2).flatten(2)))
     return rows.join(outputs, len(qkv))
+
+
+def attend_flat(qkv: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Tensor:
+    """`attend` on a CUDA GPU, by the kernels below `F.scaled_dot_product_attention`, which know rows end to end: Flash
+    Attention (Dao 2023), or xFormers' where that is not, in float32 and before Ampere, on a T4 say."""
+    q, k, v = qkv.view(len(qkv), 3, n_head, -1).unbind(1)  # (N, nh, hs) each
+    starts, longest = rows.starts, rows.longest
+    if qkv.dtype.itemsize == 2 and torch.cuda.get_device_capability(qkv.device) >= (8, 0):
+        y = torch.ops.aten._flash_attention_forward(q, k, v, starts, starts, longest, longest, p, True, False)[0]
+    else:
+        q, k, v = q[None], k[None], v[None]
+        arguments = starts, starts, longest, longest, p, 1, torch.is_grad_enabled()  # 1: causal
+        y = torch.ops.aten._efficient_attention_forward(q, k, v, None, *arguments)[0][0]
+    return y.flatten(1)
 
 
 def attend_from_last(x: Tensor, weights: list[Tensor], bias: Tensor, rows: Rows, n_head: int, p: float = 0.0) -> Tensor:

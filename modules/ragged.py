@@ -18,6 +18,9 @@ PADDED_CELLS_PER_CALL = 6000
 # On a CPU a batch has a multiple of so many tokens, zeros at its end. oneDNN compiles a kernel for every number of them
 # that it meets, and keeps it: with each batch another, the process had 3.8 GB after 150 steps on SST, instead of 2.3.
 FILLED = 8
+# On a CUDA GPU numbers of tokens, and a rectangle's width, are rounded up by steps: the least, and in parts of a power
+# of two.
+_TOKENS, _WIDTHS = (64, 8), (32, 2)
 
 
 @dataclass(frozen=True)
@@ -157,20 +160,34 @@ class Rows:
         ends = counts.cumsum(0)
         starts = torch.repeat_interleave(ends - counts, counts)
         positions = torch.arange(len(starts)) - starts
-        self.positions = F.pad(positions, (0, filler)).to(self.device)
-        self.last = (ends - 1).to(self.device)
+        self.positions = sent(F.pad(positions, (0, filler)), self.device)
+        self.last = sent(ends - 1, self.device)
         self._by_head: dict[tuple[int, torch.dtype], list[RectangleByHead]] = {}
 
     @classmethod
     def filled(cls, lengths: Sequence[int], device: torch.device) -> Rows:
         """On a CUDA GPU with a filler, to one of few numbers of tokens, so that many batches are of one shape."""
         count = sum(lengths)
-        return cls(lengths, device, _beyond(count, 64, 8) - count if device.type == "cuda" else 0)
+        return cls(lengths, device, _beyond(count, *_TOKENS) - count if device.type == "cuda" else 0)
 
     def tensors(self) -> list[Tensor]:
         """With a filler, all that says where the rows lie."""
         (run,) = self.rectangles
-        return [self.positions, self.last, run.slots, run.cells]
+        return [self.positions, self.last, self.starts, run.slots, run.cells]
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """Of int32, where each row starts and the last one ends: (B + 1,), or (B + 2,) with the filler as a row."""
+        rows = [*self.lengths, self.filler] if self.filler else self.lengths
+        return sent(torch.tensor([0, *accumulate(rows)], dtype=torch.int32), self.device)
+
+    @property
+    def longest(self) -> int:
+        """What no row is longer than; with a filler, the most that it can be in a batch of these shapes."""
+        if not self.filler:
+            return max(self.lengths)
+        (run,) = self.rectangles
+        return max(run.width, _step(run.tokens, *_TOKENS))
 
     def fill(self, x: Tensor) -> Tensor:
         """(N, C) -> (N', C) on a CPU, with rows of zeros up to a multiple of `FILLED`. They are of no text."""
@@ -241,23 +258,36 @@ def _rectangle(lengths: list[int], device: torch.device, step: int = 1) -> Recta
     slots = None
     if min(lengths) < width:
         slots = torch.cat([torch.arange(length) + row * width for row, length in enumerate(lengths)])
-        slots = slots.to(device)
+        slots = sent(slots, device)
     return Rectangle(len(lengths), width, sum(lengths), slots)
 
 
 def _filled_rectangle(lengths: list[int], filler: int, device: torch.device) -> Rectangle:
-    count, width = sum(lengths), _beyond(max(lengths), 32, 2)  # so that each row ends with padding
+    count, width = sum(lengths), _beyond(max(lengths), *_WIDTHS)  # so that each row ends with padding
     slots = torch.cat([torch.arange(length) + row * width for row, length in enumerate(lengths)])
     cells = torch.full((len(lengths) * width,), count + filler - 1)
     cells[slots] = torch.arange(count)
     slots = F.pad(slots, (0, filler), value=width - 1)
-    return Rectangle(len(lengths), width, count + filler, slots.to(device), cells.to(device))
+    return Rectangle(len(lengths), width, count + filler, sent(slots, device), sent(cells, device))
 
 
-def _beyond(number: int, step: int, parts: int) -> int:
-    """The next multiple of `step`, or of that part of the power of two below if it is more: few for all numbers."""
-    step = max(step, (1 << number.bit_length() - 1) // parts)
+def _beyond(number: int, least: int, parts: int) -> int:
+    """The next multiple of a step: few for all numbers."""
+    step = _step(number, least, parts)
     return (number // step + 1) * step
+
+
+def _step(number: int, least: int, parts: int) -> int:
+    """That part of the power of two below the number, and at least so much."""
+    return max(least, (1 << number.bit_length() - 1) // parts)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """The same values on that device. A plain copy to a CUDA GPU waits until all that it was told to do is done; one
+    from pinned memory takes its turn, and Python goes on to the next step meanwhile."""
+    if values.device.type == "cpu" and device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def pack(input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Rows]:

@@ -7,11 +7,14 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from config import GPT2Config
 from models.gpt2 import GPT2Model
 from models.heads import GPT2ForSequenceClassification, GPT2LMHeadModel
 from models.lora import Lora
+from modules.attention import attend
+from modules.ragged import Rows
 from optimizer import AdamW
 from tasks.classification import score
 from training import recording
@@ -97,6 +100,52 @@ def test_a_gpu_computes_what_a_cpu_does():
             found.append([logits.detach().cpu(), *(parameter.grad.cpu() for parameter in one.parameters())])
         for one, two in zip(*found, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+CLOSE = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+LENGTHS = [1, 130, 64, 300, 17]
+N_HEAD = 4
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("capability", [None, (7, 5)])  # its own, or a T4's
+@pytest.mark.parametrize("make_rows", [Rows, Rows.filled])
+def test_attention_is_that_of_each_row_alone(dtype, capability, make_rows, monkeypatch):
+    if capability:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    torch.manual_seed(0)
+    rows = make_rows(LENGTHS, CUDA)
+    tokens = sum(LENGTHS) + rows.filler
+    qkv = torch.randn(tokens, 3 * N_HEAD * 16, device=CUDA, dtype=dtype, requires_grad=True)
+    dy = torch.randn(tokens, N_HEAD * 16, device=CUDA, dtype=dtype)
+    dy[sum(LENGTHS) :] = 0
+    y = attend(qkv, rows, N_HEAD)
+    (gradient,) = torch.autograd.grad(y, qkv, dy)
+    other = qkv.detach().double().requires_grad_()
+    expected = []
+    for row in other[: sum(LENGTHS)].split(LENGTHS):
+        q, k, v = row.unflatten(-1, (3, N_HEAD, -1)).permute(1, 2, 0, 3)
+        expected.append(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).flatten(1))
+    torch.testing.assert_close(y[: sum(LENGTHS)].double(), torch.cat(expected), rtol=0, atol=CLOSE[dtype])
+    (expected,) = torch.autograd.grad(torch.cat(expected), other, dy[: sum(LENGTHS)].double())
+    torch.testing.assert_close(gradient.double(), expected, rtol=0, atol=CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_attention_drops_weights_and_scales_the_others(dtype, p):
+    rows, draws = Rows(LENGTHS, CUDA), []
+    qkv = torch.randn(sum(LENGTHS), 3 * N_HEAD * 16, device=CUDA, dtype=dtype)
+    qkv[:, -N_HEAD * 16 :] = 1  # of these values attention gives the sum of its weights
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(attend(qkv, rows, N_HEAD, p)[:, ::16].float())
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    first = draws[0][0]  # of a text of one token: all of it, or nothing
+    assert all(value == 0 or abs(value - 1 / (1 - p)) < 0.02 for value in first.tolist())
+    assert abs(draws[0].mean() - 1) < 0.05
+    assert draws[0].std() > 0.05
 
 
 def test_without_room_for_a_recording_training_goes_on_without_one(deterministic):

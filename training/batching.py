@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modules.ragged import Rows
+from modules.ragged import Rows, sent
 
 EVALUATION_TOKENS = 4096  # a batch without gradients; larger ones gain nothing on a CPU and little on a GPU
 
@@ -72,9 +72,9 @@ class TokenExamples:
         indices = sorted(indices, key=self.lengths.__getitem__)
         rows = Rows.filled([self.lengths[i] for i in indices], device)
         tokens = torch.cat([self.ids[self.starts[i] : self.starts[i] + self.lengths[i]] for i in indices]).long()
-        labels = None if self.labels is None else self.labels[indices].to(device)
-        filled = _fill(tokens, rows, int(tokens[0])).to(device)  # with a token that is in use
-        return Batch((filled, rows), labels, len(indices), len(tokens))
+        labels = None if self.labels is None else sent(self.labels[indices], device)
+        filled = _fill(tokens, rows, int(tokens[0]))  # with a token that is in use
+        return Batch((sent(filled, device), rows), labels, len(indices), len(tokens))
 
 
 class FeatureExamples:
@@ -94,9 +94,9 @@ class FeatureExamples:
     def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
         """The texts at `indices`, in the order in which `TokenExamples` gives them."""
         indices = sorted(indices, key=self.lengths.__getitem__)
-        labels = None if self.labels is None else self.labels[indices].to(device)
+        labels = None if self.labels is None else sent(self.labels[indices], device)
         tokens = sum(self.lengths[i] for i in indices)
-        return Batch((self.features[indices].to(device),), labels, len(indices), tokens)
+        return Batch((sent(self.features[indices], device),), labels, len(indices), tokens)
 
 
 class Pieces:
@@ -138,7 +138,7 @@ class Pieces:
         targets = torch.cat([self.ids[start + 1 : start + length + 1] for start, length in spans]).long()
         count = len(tokens)
         tokens, targets = _fill(tokens, rows, int(tokens[0])), _fill(targets, rows, -1)
-        return Batch((tokens.to(device), rows, targets.to(device)), None, len(indices), count)
+        return Batch((sent(tokens, device), rows, sent(targets, device)), None, len(indices), count)
 
     def batches(self, order: Sequence[int], most_tokens: int) -> list[list[int]]:
         """Cuts an order of pieces into batches of at most `most_tokens` tokens."""
