@@ -92,6 +92,13 @@ class AdamW(Optimizer):
             self._step(parameters, group)
         return loss
 
+    @torch.no_grad()
+    def step_one(self, parameter: Tensor) -> None:
+        """`step` for one parameter alone, which has no gradient afterwards. Other threads may do so with others."""
+        (group,) = (group for group in self.param_groups if any(parameter is other for other in group["params"]))
+        self._step([parameter], group)
+        parameter.grad = None
+
     def _step(self, parameters: list[Tensor], group: dict) -> None:
         alike, gathered = defaultdict(list), []
         for parameter in parameters:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -109,6 +114,30 @@ def _has_onednn(x: Tensor, weight: Tensor) -> bool:
     return _ONEDNN in capabilities and x.dtype == weight.dtype == torch.float32
 
 
+class _Aside(threading.local):
+    """Who takes gradients of weights in this thread's backward passes."""
+
+    take: Callable[[Tensor, Callable[[], Tensor]], bool] | None = None
+
+
+_ASIDE = _Aside()
+
+
+@contextmanager
+def weights_aside(take: Callable[[Tensor, Callable[[], Tensor]], bool]) -> Iterator[None]:
+    """Within it, backward passes of this thread on a CPU give weights no gradient that `take` takes.
+
+    Args:
+        take: is given a weight and what multiplies its gradient, in the product's precision, at any time; says whether
+            it takes it. From then on the pass no longer looks at the weight.
+    """
+    _ASIDE.take = take
+    try:
+        yield
+    finally:
+        _ASIDE.take = None
+
+
 class LinearOnCPU(torch.autograd.Function):
     """x W^T + b, and as autocast computes it: products in 16 bits, gradients of W and b in their own precision."""
 
@@ -116,7 +145,7 @@ class LinearOnCPU(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, used: Tensor, turned: Tensor, bias: Tensor | None) -> Tensor:
         """(..., in), (out, in), the same in the precision to multiply in, and turned, (out,) -> (..., out) in that
         precision"""
-        ctx.shape, ctx.dtype = x.shape, weight.dtype
+        ctx.shape, ctx.weight = x.shape, weight
         x = x.flatten(0, -2).to(used.dtype)
         ctx.save_for_backward(x if weight.requires_grad else None, turned)
         with torch.autocast("cpu", enabled=False):
@@ -128,11 +157,9 @@ class LinearOnCPU(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, turned = ctx.saved_tensors
         needs_x, needs_weight, _, _, needs_bias = ctx.needs_input_grad
-        dy = dy.flatten(0, -2)
-        return (
-            product(dy, turned).view(ctx.shape) if needs_x else None,
-            product(dy.t(), x.t()).to(ctx.dtype) if needs_weight else None,
-            None,
-            None,
-            dy.to(ctx.dtype).sum(dim=0) if needs_bias else None,
-        )
+        dy, weight, dw = dy.flatten(0, -2), ctx.weight, None
+        dx = product(dy, turned).view(ctx.shape) if needs_x else None
+        if needs_weight:
+            dw = partial(product, dy.t(), x.t())
+            dw = None if _ASIDE.take and _ASIDE.take(weight, dw) else dw().to(weight.dtype)
+        return dx, dw, None, None, dy.to(weight.dtype).sum(dim=0) if needs_bias else None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from threading import Barrier
 
 import torch
 from torch import Tensor, nn
 
 from modules.dropout import drawing_from
 from training.batching import Batch
+from training.cores import pool
 from training.objectives import Examples
 
 Loss = Callable[[Batch, Tensor], tuple[Tensor, Tensor]]
@@ -59,7 +59,10 @@ class Halves:
         halves = self._halves(train, indices)
         if halves is None:
             return None
-        self.pool = self.pool or _pool()
+        if not self.pool:
+            cores = torch.get_num_threads()
+            threads = 2 if cores % 2 == 0 else 1
+            self.pool = pool(threads, cores // threads)
         seeds = torch.randint(2**62, (2,)).tolist()
         jobs = [
             self.pool.submit(_differentiate, loss, train, half, size, seed)
@@ -98,22 +101,3 @@ def _differentiate(loss: Loss, train: Examples, indices: list[int], size: Tensor
         total, sums = loss(train.batch(indices, CPU), size)
         total.backward()
     return sums
-
-
-def _pool() -> ThreadPoolExecutor:
-    """Threads for the halves, which share the cores that torch uses here."""
-    cores = torch.get_num_threads()
-    threads = 2 if cores % 2 == 0 else 1
-    all_there = Barrier(threads + 1)
-    pool = ThreadPoolExecutor(threads, "half", _begin, (cores // threads, all_there))
-    for _ in range(threads):
-        pool.submit(lambda: None)
-    all_there.wait()
-    torch.set_num_threads(cores)  # which is also what threads to come begin with
-    return pool
-
-
-def _begin(cores: int, all_there: Barrier) -> None:
-    torch.get_num_threads()  # when a thread first asks torch, it gets the number that others have
-    torch.set_num_threads(cores)
-    all_there.wait()

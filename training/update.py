@@ -8,7 +8,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from optimizer import AdamW
 from training import ranks
+from training.aside import Aside
 from training.batching import Batch
 from training.halves import Halves
 from training.hardware import NEEDS_LESS, PeakMemory, Precision
@@ -23,8 +25,9 @@ class Update:
         batch of 7, 2 processes, micro_batch_size 2        rank 0: [a c] [e g]        rank 1: [b d] [f]
 
     The result is that of the whole batch at once, but for rounding and for which numbers dropout draws. A process that
-    is alone and has a whole batch in memory works on both halves of it at once on a CPU (`training.halves`), and on a
-    CUDA GPU it launches steps that it has recorded (`training.recording`).
+    is alone and has a whole batch in memory works on both halves of a large one at once on a CPU (`training.halves`),
+    and takes weights' steps beside the backward pass of a small one (`training.aside`); on a CUDA GPU it launches steps
+    that it has recorded (`training.recording`).
 
     Args:
         model: holds the parameters that `optimizer` trains.
@@ -51,7 +54,10 @@ class Update:
         alone = ranks.count() == 1 and not model.transformer.checkpoint_activations  # which looks at random states
         self.recorder = Recorder(parameters) if alone and precision.device.type == "cuda" else None
         learns = any(parameter.requires_grad for parameter in model.transformer.parameters())
-        self.halves = Halves(model) if alone and learns and precision.device.type == "cpu" else None
+        on_cpu = alone and learns and precision.device.type == "cpu"
+        self.halves = Halves(model) if on_cpu else None
+        at_once = on_cpu and max_grad_norm is None and type(optimizer) is AdamW  # no step waits for all gradients
+        self.aside = Aside(model, optimizer) if at_once else None
 
     def __call__(self, train: Examples, indices: list[int], watched: bool = False) -> tuple[Tensor, Tensor]:
         """Updates the parameters by the examples at `indices`.
@@ -83,7 +89,8 @@ class Update:
                     torch.cuda.set_rng_state(random[1])
                     torch.cuda.empty_cache()
             else:
-                return sums, self.precision.step(self.optimizer, self.max_grad_norm)
+                norms = self.aside.take_norms() if self.aside else ()
+                return sums, self.precision.step(self.optimizer, self.max_grad_norm, norms)
 
     def _accumulate(self, train: Examples, indices: list[int], watched: bool) -> Tensor:
         size = self.objective.size([train.lengths[i] for i in indices]) / ranks.count()  # gradients are averaged
@@ -103,7 +110,8 @@ class Update:
                         loss, sums = self._loss(batch, size)
                     if not counts:
                         loss, sums = 0 * loss, 0 * sums
-                    loss.backward()
+                    differentiate = self.aside if self.aside and len(pieces) == 1 else Tensor.backward
+                    differentiate(loss)
             total = total + sums
         return ranks.total(total)
 
