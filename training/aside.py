@@ -58,9 +58,9 @@ class Aside:
                 self._next()
         finally:
             self.jobs.clear()
-            wait(self.done)
+            done, self.done = self.done, []
+            wait(done)
             torch.set_num_threads(cores)
-        done, self.done = self.done, []
         for future in done:
             future.result()
 
