@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from timing import describe_machine  # isort: skip
+from timing import describe_machine, run  # isort: skip
 
 import argparse
 import json
@@ -20,6 +20,7 @@ from statistics import median
 import torch
 from sides import Ours
 
+from models.pretrained import locate
 from reproduction.results import task_of
 from training import ranks
 from training.batching import shuffled
@@ -87,6 +88,8 @@ def main() -> None:
     if flags.method:
         work(flags)
         return
+    locate(flags.model_path)  # what is not there had better be missed here than in each process
+    task_of("sst", flags.data_dir).read("train")
     describe_machine()
     for method in ("full", "lora"):
         for name, share in (("the same batch", 1), ("a batch twice as large", 2)):
@@ -106,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

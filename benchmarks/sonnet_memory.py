@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from timing import describe_machine, peak_of_process  # isort: skip
+from timing import describe_machine, peak_of_process, run  # isort: skip
 
 import argparse
 import subprocess
@@ -51,6 +51,9 @@ def main() -> None:
         {"ours": train_ours, "stock": train_stock}[flags.child](flags.model_path, texts)
         print(peak_of_process() // 1024)
         return
+    from models.pretrained import locate
+
+    locate(flags.model_path)  # what is not there had better be missed here than in each process
     describe_machine()
     peaks = {}
     for which in ("ours", "stock"):
@@ -62,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
