@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -78,14 +77,16 @@ class Aside:
 
     @torch.no_grad()
     def _next(self) -> None:
-        with suppress(IndexError):  # the other thread was quicker
+        try:
             weight, product = self.jobs.popleft()
-            gradient = product()
-            if gradient.dtype != weight.dtype:
-                gradient = self._buffer(weight).copy_(gradient)
-            self.norms[weight] = torch.linalg.vector_norm(gradient)
-            weight.grad = gradient
-            self.optimizer.step_one(weight)
+        except IndexError:  # the other thread was quicker
+            return
+        gradient = product()
+        if gradient.dtype != weight.dtype:
+            gradient = self._buffer(weight).copy_(gradient)
+        self.norms[weight] = torch.linalg.vector_norm(gradient)
+        weight.grad = gradient
+        self.optimizer.step_one(weight)
 
     def _buffer(self, weight: Tensor) -> Tensor:
         """This thread's room for a gradient: what a thread frees glibc gives back, and gets anew page by page."""
