@@ -35,10 +35,9 @@ class Aside:
     def __init__(self, model: nn.Module, optimizer: AdamW):
         self.optimizer = optimizer
         layers = [module for module in model.modules() if isinstance(module, Linear)]
-        self.weights = dict.fromkeys(layer.weight for layer in layers if layer.weight.requires_grad)  # in their order
+        self.weights = {layer.weight for layer in layers if layer.weight.requires_grad}
         self.jobs: deque[tuple[Tensor, Callable[[], Tensor]]] = deque()
         self.done: list[Future] = []
-        self.norms: dict[Tensor, Tensor] = {}
         self.pool: ThreadPoolExecutor | None = None
         self.scratch = threading.local()
 
@@ -63,11 +62,6 @@ class Aside:
         for future in done:
             future.result()
 
-    def take_norms(self) -> list[Tensor]:
-        """Norms of the gradients that are gone, since this was last asked."""
-        norms, self.norms = self.norms, {}
-        return [norms[weight] for weight in self.weights if weight in norms]
-
     def _take(self, weight: Tensor, product: Callable[[], Tensor]) -> bool:
         if weight not in self.weights:
             return False
@@ -82,10 +76,7 @@ class Aside:
         except IndexError:  # the other thread was quicker
             return
         gradient = product()
-        if gradient.dtype != weight.dtype:
-            gradient = self._buffer(weight).copy_(gradient)
-        self.norms[weight] = torch.linalg.vector_norm(gradient)
-        weight.grad = gradient
+        weight.grad = gradient if gradient.dtype == weight.dtype else self._buffer(weight).copy_(gradient)
         self.optimizer.step_one(weight)
 
     def _buffer(self, weight: Tensor) -> Tensor:

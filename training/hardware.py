@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -67,13 +67,8 @@ class Precision:
         """Whether a gradient that is not finite is an everyday thing: the price of fp16's range."""
         return self.scaler.is_enabled()
 
-    def step(
-        self, optimizer: torch.optim.Optimizer, max_norm: float | None = None, norms: Sequence[Tensor] = ()
-    ) -> Tensor:
+    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None = None) -> Tensor:
         """Updates the parameters, by a gradient cut to a norm of `max_norm` if given, and clears the gradients.
-
-        Args:
-            norms: of gradients of further parameters, which are updated already.
 
         Returns:
             The gradient's norm. Where it is not finite, fp16 skips the step and scales the next losses down.
@@ -83,7 +78,7 @@ class Precision:
         gradients = [p.grad for p in parameters]
         if self.device.type == "cpu":  # which takes a matrix in one thread, and its rows in all of them
             gradients = [torch.linalg.vector_norm(g, dim=-1) if g.dim() > 1 else g for g in gradients]
-        norm = get_total_norm([*gradients, *norms])
+        norm = get_total_norm(gradients)
         if max_norm is not None:
             clip_grads_with_norm_(parameters, max_norm, norm)
         self.scaler.step(optimizer)

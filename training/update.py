@@ -66,7 +66,8 @@ class Update:
             watched: see what memory it takes.
 
         Returns:
-            (2,) what the objective adds up, and the gradient's norm.
+            (2,) what the objective adds up, and the gradient's norm, without weights whose steps were made aside: where
+            one of those had no finite gradient, its layer's bias has none.
 
         Raises:
             TrainingFailed: one example alone fills the memory.
@@ -89,8 +90,7 @@ class Update:
                     torch.cuda.set_rng_state(random[1])
                     torch.cuda.empty_cache()
             else:
-                norms = self.aside.take_norms() if self.aside else ()
-                return sums, self.precision.step(self.optimizer, self.max_grad_norm, norms)
+                return sums, self.precision.step(self.optimizer, self.max_grad_norm)
 
     def _accumulate(self, train: Examples, indices: list[int], watched: bool) -> Tensor:
         size = self.objective.size([train.lengths[i] for i in indices]) / ranks.count()  # gradients are averaged
