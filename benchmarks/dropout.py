@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from timing import describe_machine, paired  # isort: skip
 
+import argparse
+
 import torch
 from torch.nn import functional as F
 
@@ -12,6 +14,7 @@ from training.hardware import keep_freed_memory
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there are no flags
     describe_machine()
     keep_freed_memory()
     x = torch.randn(3400, 1024, requires_grad=True)

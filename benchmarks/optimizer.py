@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from timing import describe_machine, paired  # isort: skip
 
+import argparse
+
 from sides import optimizers
 
 import optimizer
@@ -13,6 +15,7 @@ from models.gpt2 import GPT2Model
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there are no flags
     describe_machine()
     adamw, fused = optimizers(GPT2Model(GPT2Config()))
     paired("AdamW against torch.optim.AdamW(fused=True)", adamw.step, fused.step)

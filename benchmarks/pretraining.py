@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from timing import describe_machine, paired  # isort: skip
 
+import argparse
+
 import torch
 import transformers
 
@@ -19,6 +21,7 @@ VOCABULARY, ROWS, LENGTH = 8192, 16, 256
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there are no flags
     keep_freed_memory()
     describe_machine()
     for n_layer, n_embd, n_head in SHAPES:

@@ -10,11 +10,13 @@ import sys
 import pytest
 from conftest import ROOT
 
+BENCHMARKS = ROOT / "benchmarks"
+
 
 @pytest.mark.parametrize("against", ["stock", "unfused", "naive"])
 def test_comparison_writes_its_table_and_figures(save_stock, tmp_path, against):
     cases = ["full-sst-8-fp32", "memory-lora-cfimdb-8-fp32"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--model_path", str(save_stock())]
+    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--model_path", str(save_stock())]
     command += ["--data_dir", str(ROOT / "data" / "mini"), "--precision", "fp32", "--device", "cpu", "--pairs", "1"]
     command += ["--against", against, "--cases", *cases, "--json", str(tmp_path / "found.json")]
     ended = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
@@ -33,8 +35,32 @@ def test_comparison_writes_its_table_and_figures(save_stock, tmp_path, against):
 
 @pytest.mark.parametrize("name", ["compare", "lora"])
 def test_a_model_that_is_not_there_is_one_line(tmp_path, name):
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--model_path", str(tmp_path / "none")]
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--model_path", str(tmp_path / "none")]
     command += ["--data_dir", str(ROOT / "data" / "mini"), "--precision", "fp32"]
     ended = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr == f"{name}.py: error: {tmp_path / 'none'}: no such directory\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--cases", "adamw", "full-sst"], "--cases full-sst: no case has such a name; there are full-sst-8-fp32, "),
+        (["--json", "none/found.json"], "--json none/found.json: no such directory"),
+    ],
+)
+def test_a_comparison_is_refused_before_it_takes_its_time(save_stock, flags, message):
+    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--model_path", str(save_stock()), *flags]
+    ended = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert not ended.stdout
+    assert ended.stderr.startswith(f"compare.py: error: {message}")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_help_is_there_before_torch_is():
+    command = [sys.executable, "-X", "importtime", str(BENCHMARKS / "compare.py"), "--help"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith("usage:")
+    assert "argparse" in ended.stderr
+    assert "torch" not in ended.stderr
