@@ -67,7 +67,7 @@ class Update:
 
         Returns:
             (2,) what the objective adds up, and the gradient's norm, without weights whose steps were made aside: where
-            one of those had no finite gradient, its layer's bias has none.
+            one of those had no finite gradient, its layer's bias or those of layers before it have none.
 
         Raises:
             TrainingFailed: one example alone fills the memory.
