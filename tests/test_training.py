@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from config import GPT2Config, InputError
 from models.gpt2 import GPT2Model
 from models.heads import GPT2ForSequenceClassification
+from modules.linear import Linear, lay_out
 from tasks.sentiment import Sentiment
 from training.batching import EVALUATION_TOKENS, TokenExamples, by_length, shuffled
 from training.finetune import fine_tune
@@ -337,6 +338,25 @@ def test_peak_memory_counts_weights_gradients_moments_and_what_backward_needs():
     weights, rest = 100 * 50 * 4, 50 * 10 * 4
     activations = x.nbytes + 7 * 50 * 4  # the inputs of the first layer and of GELU
     assert memory.bytes() == 4 * weights + rest + activations + 4  # and the step's counter
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_peak_memory_counts_copies_of_frozen_weights(bf16):
+    """A frozen layer between two that are trained, whose copies are for the way back, too."""
+    layers = [Linear(128, 128, bias=False) for _ in range(3)]
+    layers[1].requires_grad_(False)
+    model = torch.nn.Sequential(*layers)
+    x, peaks = torch.randn(7, 128), []
+    for most in (0, 1 << 20):
+        lay_out(model, most)
+        memory = PeakMemory(model, torch.optim.SGD(layers[0].parameters()), CPU)
+        with memory.watch(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            model(x)
+        peaks.append(memory.bytes())
+    copies = layers[1].laid_out_bytes()
+    in_16_bits = 2 * 128 * 128 if bf16 else 0  # what is kept without them, once for both ways
+    assert copies in (0, 4 * 128 * 128)
+    assert peaks[1] - peaks[0] == (copies - in_16_bits if copies else 0)
 
 
 def test_first_signal_is_noted_and_second_ends():

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from config import InputError
+from modules.linear import Linear
 from training import ranks
 
 NEEDS_LESS = "--micro_batch_size 1, --checkpoint_activations and --use_lora need less"
@@ -158,9 +159,9 @@ class PeakMemory:
     """The most memory a training step needed, the same number every time it is measured.
 
     On a CUDA GPU it is the allocator's own peak. Elsewhere no allocator keeps a count, and the process's size differs
-    from run to run, so there it is a sum: weights, their gradients, the optimizer's state, and what the watched steps
-    kept for their backward pass. Temporary results, the interpreter and the data are not in it; gradients that are used
-    at once (`training.aside`) are.
+    from run to run, so there it is a sum: weights, what is kept of frozen ones for quicker products, gradients, the
+    optimizer's state, and what the watched steps kept for their backward pass. Temporary results, the interpreter and
+    the data are not in it; gradients that are used at once (`training.aside`) are.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device):
@@ -179,8 +180,7 @@ class PeakMemory:
         saved = {}
 
         def keep(tensor: Tensor) -> Tensor:
-            if tensor.is_mkldnn:  # a frozen weight as oneDNN lays it out; there is one for each direction
-                saved[torch.ops.mkldnn.data_ptr(tensor)] = 2 * torch.ops.mkldnn._nbytes(tensor)
+            if tensor.is_mkldnn:  # a frozen layer's, which counts it
                 return tensor
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
@@ -189,7 +189,8 @@ class PeakMemory:
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             yield
-        self.kept = max(self.kept, sum(saved.values()))
+        copies = sum(layer.laid_out_bytes() for layer in self.model.modules() if isinstance(layer, Linear))
+        self.kept = max(self.kept, copies + sum(saved.values()))
 
     def bytes(self) -> int:
         """The peak so far."""

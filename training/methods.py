@@ -120,12 +120,13 @@ class LowRank(FullModel):
         if loaded.adapter:
             raise InputError(f"--use_lora: {loaded.adapter} is an adapter already; take what --save_merged writes")
         super().__init__(model, settings)
-        self.leave_rows_out, self.source = False, loaded.source
+        self.leave_rows_out, self.lays_out, self.source = False, not settings["shard"], loaded.source
         names = ("rank", "alpha", "dropout", "target", "variant")
         self.lora = Lora(model, loaded.name, **{name: settings[f"lora_{name}"] for name in names})
 
     def start(self, examples, read):
-        lay_out(self.model, memory_of_machine() // 8)
+        if self.lays_out:  # a sharded network is one that there is no room for
+            lay_out(self.model, memory_of_machine() // 8)
         return super().start(examples, read)
 
     def save(self, directory):
