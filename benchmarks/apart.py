@@ -4,6 +4,7 @@ is set up as the scripts do it, in stock's it is not."""
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -12,6 +13,10 @@ from timing import Timing, finish, in_turn
 
 Work = Callable[[int], object]
 SIDES = ("ours", "stock")
+
+
+class OutOfMemory(Exception):
+    """A side, named, needs more memory than there is."""
 
 
 class Apart:
@@ -24,6 +29,10 @@ class Apart:
 
     Attributes:
         results: what the work gave, call by call.
+
+    Raises:
+        InputError: when set up, or called: the input is at fault.
+        OutOfMemory: likewise, and where the system has killed the process.
     """
 
     def __init__(self, setup: Callable[..., Work], side: str, *case):
@@ -32,17 +41,29 @@ class Apart:
         self.process = context.Process(target=_serve, args=(other, setup, side, *case), daemon=True)
         self.process.start()
         other.close()
+        self.side = side
         self.results: list = []
 
     def wait(self) -> None:
-        """Until it is set up. Raises InputError if the input is at fault."""
-        error = self.connection.recv()
-        if error:
-            raise error
+        """Until it is set up."""
+        self._answer()
 
     def __call__(self, number: int) -> None:
-        self.connection.send(number)
-        self.results.append(self.connection.recv())
+        with suppress(ConnectionError):  # it may have ended while the other side was at work
+            self.connection.send(number)
+        self.results.append(self._answer())
+
+    def _answer(self) -> object:
+        try:
+            answer = self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            if self.process.exitcode == -signal.SIGKILL:  # as Linux ends whoever needs the most
+                raise OutOfMemory(self.side) from None
+            raise
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def close(self) -> None:
         self.connection.close()
@@ -51,22 +72,23 @@ class Apart:
 
 def _serve(connection: Connection, setup: Callable[..., Work], side: str, *case) -> None:
     from config import InputError
-    from training.hardware import keep_freed_memory
+    from training.hardware import is_out_of_memory, keep_freed_memory
 
     if side == "ours":
         keep_freed_memory()
     with suppress(EOFError, BrokenPipeError):  # the other end is closed
         try:
-            work = setup(side, *case)
+            work, result = setup(side, *case), None
+            while True:
+                finish()
+                connection.send(result)
+                result = work(connection.recv())
         except InputError as error:
             connection.send(error)
-            return
-        finish()
-        connection.send(None)
-        while True:
-            result = work(connection.recv())
-            finish()
-            connection.send(result)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            connection.send(OutOfMemory(side))
 
 
 def both(setup: Callable[..., Work], *case, pairs: int) -> tuple[Timing, list, list]:

@@ -50,8 +50,9 @@ def main() -> None:
 
 
 def compare(flags: argparse.Namespace) -> None:
-    """Prints the table, and writes the file anew after each case."""
+    """Prints the table, and writes the file anew after each case, also after one that a side has no memory for."""
     import torch
+    from apart import OutOfMemory
     from cases import cases, ceilings
     from random_checkpoint import save_random
 
@@ -84,7 +85,10 @@ def compare(flags: argparse.Namespace) -> None:
             losses = f"loss: ours, {flags.against}"
             print_header(shape or "", *sides, "share of the ceiling", losses, "hours an epoch")
             for name in chosen:
-                measured = measures[name]()
+                try:
+                    measured = measures[name]()
+                except OutOfMemory as error:
+                    measured = {"out_of_memory": "ours" if str(error) == "ours" else flags.against}
                 print_row(name, *_cells(measured))
                 found[name] = {k: asdict(value) if k == "timing" else value for k, value in measured.items()}
                 if flags.json:
@@ -92,6 +96,8 @@ def compare(flags: argparse.Namespace) -> None:
 
 
 def _cells(figures: dict) -> list[str]:
+    if "out_of_memory" in figures:
+        return [f"out of memory: {figures['out_of_memory']}", "", "", "", "", ""]
     if "seconds" in figures:
         return ["", f"{figures['seconds']:.2f} s", "", "", "", ""]
     if "memory" in figures:

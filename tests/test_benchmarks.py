@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
+sys.path.append(str(BENCHMARKS))
 
 
 @pytest.mark.parametrize("against", ["stock", "unfused", "naive"])
@@ -64,3 +67,36 @@ def test_help_is_there_before_torch_is():
     assert ended.stdout.startswith("usage:")
     assert "argparse" in ended.stderr
     assert "torch" not in ended.stderr
+
+
+def needs_too_much(side, when, how):
+    """Work that has no memory for its second call, or is not even set up."""
+
+    def work(number):
+        if side == "stock" and number >= when:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise MemoryError
+
+    if when < 0:
+        work(0)
+    return work
+
+
+@pytest.mark.parametrize("how", ["killed", "told"])
+@pytest.mark.parametrize("when", [-1, 1])
+def test_a_case_that_a_side_has_no_memory_for_is_a_row_of_its_own(monkeypatch, tmp_path, capsys, when, how):
+    import cases
+    import compare
+    from apart import both
+
+    work = {"too-large": lambda: both(needs_too_much, when, how, pairs=2), "start-up": lambda: {"seconds": 1.0}}
+    monkeypatch.setattr(cases, "cases", lambda flags: work.items())
+    monkeypatch.setattr(cases, "ceilings", lambda *given: {"fp32": 1e12})
+    flags = {"device": "cpu", "precision": ["fp32"], "cases": ["*"], "shapes": None, "model_path": "DIR"}
+    compare.compare(argparse.Namespace(**flags, against="naive", json=tmp_path / "found.json"))
+    rows = capsys.readouterr().out.splitlines()[-2:]
+    assert rows[0].startswith("| too-large | out of memory: naive | ")
+    assert rows[1].startswith("| start-up |  | 1.00 s |")
+    (found,) = json.loads((tmp_path / "found.json").read_text())["models"].values()
+    assert found == {"too-large": {"out_of_memory": "naive"}, "start-up": {"seconds": 1.0}}
