@@ -53,7 +53,7 @@ def compare(flags: argparse.Namespace) -> None:
     """Prints the table, and writes the file anew after each case, also after one that a side has no memory for."""
     import torch
     from apart import OutOfMemory
-    from cases import cases, ceilings
+    from comparisons import cases, ceilings
     from random_checkpoint import save_random
 
     from models.files import write_text

@@ -86,13 +86,13 @@ def needs_too_much(side, when, how):
 @pytest.mark.parametrize("how", ["killed", "told"])
 @pytest.mark.parametrize("when", [-1, 1])
 def test_a_case_that_a_side_has_no_memory_for_is_a_row_of_its_own(monkeypatch, tmp_path, capsys, when, how):
-    import cases
     import compare
+    import comparisons
     from apart import both
 
     work = {"too-large": lambda: both(needs_too_much, when, how, pairs=2), "start-up": lambda: {"seconds": 1.0}}
-    monkeypatch.setattr(cases, "cases", lambda flags: work.items())
-    monkeypatch.setattr(cases, "ceilings", lambda *given: {"fp32": 1e12})
+    monkeypatch.setattr(comparisons, "cases", lambda flags: work.items())
+    monkeypatch.setattr(comparisons, "ceilings", lambda *given: {"fp32": 1e12})
     flags = {"device": "cpu", "precision": ["fp32"], "cases": ["*"], "shapes": None, "model_path": "DIR"}
     compare.compare(argparse.Namespace(**flags, against="naive", json=tmp_path / "found.json"))
     rows = capsys.readouterr().out.splitlines()[-2:]
