@@ -29,6 +29,8 @@ from modules.linear import Linear
 from modules.ragged import Rows, pack
 from training.hardware import Precision
 from training.interrupt import Interrupted
+from training.methods import LowRank
+from training.network import load_network
 
 
 def save_base(folder: Path, seed: int = 0, **shape) -> Path:
@@ -525,3 +527,15 @@ def test_padded_batches_give_the_same(tmp_path):
     mask = torch.tensor([[1] * 12, [0] * 5 + [1] * 7, [1] * 3 + [0] * 9])
     alone = torch.cat([model(*pack(row[None, keep.bool()])) for row, keep in zip(ids, mask, strict=True)])
     torch.testing.assert_close(model(*pack(ids, mask)), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_frozen_weights_are_laid_out_unless_the_network_is_sharded(shard):
+    """Whose copies would be of whole weights, in every process."""
+    settings = classifier.parse_flags(["--use_lora", "--model_size", "mini"]) | {"shard": shard}
+    loaded = load_network(settings)
+    model = GPT2ForSequenceClassification(loaded.network, ["no", "yes"])
+    LowRank(model, settings, loaded).start({}, None)
+    layers = [module for module in model.modules() if isinstance(module, Linear) and not module.weight.requires_grad]
+    assert layers
+    assert all(layer.lays_out != shard for layer in layers)
