@@ -157,8 +157,7 @@ class LinearOnCPU(torch.autograd.Function):
         ctx.shape, ctx.weight = x.shape, weight
         x = x.flatten(0, -2).to(used.dtype)
         ctx.save_for_backward(x if weight.requires_grad else None, turned)
-        with torch.autocast("cpu", enabled=False):
-            y = product(x, used, None if bias is None else bias.to(used.dtype))
+        y = product(x, used, None if bias is None else bias.to(used.dtype))
         return y.view(*ctx.shape[:-1], -1)
 
     @staticmethod
