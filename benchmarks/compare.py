@@ -25,7 +25,7 @@ from seeds import print_header, print_row
 
 from config import InputError
 
-OTHERS = ("stock", "unfused", "naive")
+OTHERS = ("stock", "trainer", "trainer-unfused", "naive")
 SHAPES = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}  # layers, width, heads
 
 
@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", metavar="PATTERN", default=["*"], help="`full-*-8-fp32`, `memory-*`")
     parser.add_argument(
         "--against", choices=OTHERS, default="stock",
-        help="stock; that with torch.optim.AdamW as it is by default; or that without padding, and no more",
+        help="a loop around stock; transformers.Trainer as it is by default; that with optim='adamw_torch', a dozen "
+        "passes over memory on a CPU; or the loop without padding, and no more",
     )  # fmt: skip
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--texts", type=int, default=1000, help="of the last linear layer and evaluation")

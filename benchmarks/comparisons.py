@@ -21,6 +21,7 @@ import torch
 from apart import Work, both, one_by_one
 from generation import writers
 from sides import METHODS, Naive, Ours, Stock, optimizers
+from trained import Trained
 
 import classifier
 from config import GPT2Config
@@ -35,7 +36,12 @@ from training.finetune import fine_tune
 from training.hardware import Precision
 from training.interrupt import StopRequest
 
-OTHERS = {"stock": Stock, "unfused": partial(Stock, fused=None), "naive": Naive}
+OTHERS = {
+    "stock": Stock,
+    "trainer": partial(Trained, optim="adamw_torch_fused"),
+    "trainer-unfused": partial(Trained, optim="adamw_torch"),
+    "naive": Naive,
+}
 DATASETS, BATCHES = ("sst", "cfimdb", "quora"), (8, 64)
 CHUNK, CHUNK_ON_GPU = 24, 240  # texts between two looks at the clock, and at least as many steps as
 STEPS, STEPS_ON_GPU = 1, 10

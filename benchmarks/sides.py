@@ -83,14 +83,11 @@ class Ours:
 
 class Stock:
     """What a user would write: rows padded to the longest on the right, `GPT2ForSequenceClassification`, PEFT, AdamW,
-    autocast. It starts from our head, and sees our token ids.
-
-    Args:
-        fused: AdamW in one pass over memory, as `transformers.Trainer` asks for it; None for `torch.optim.AdamW`'s own
-            choice, which on a CPU is a dozen passes.
+    autocast. It starts from our head, and sees our token ids. AdamW takes one pass over memory, as
+    `transformers.Trainer` asks for it.
     """
 
-    def __init__(self, ours: Ours, method: str, fused: bool | None = True):
+    def __init__(self, ours: Ours, method: str):
         self.texts, self.precision = ours.texts, ours.precision
         torch.use_deterministic_algorithms(False)  # as stock has it
         torch.manual_seed(ours.settings["seed"])
@@ -115,7 +112,7 @@ class Stock:
             model.transformer.requires_grad_(False)
         self.model = model.to(self.precision.device).train()
         parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, ours.settings["lr"], eps=1e-6, weight_decay=0.0, fused=fused)
+        self.optimizer = torch.optim.AdamW(parameters, ours.settings["lr"], eps=1e-6, weight_decay=0.0, fused=True)
 
     def step(self, indices: list[int]) -> Tensor:
         """One update on these rows; (), its loss."""

@@ -16,7 +16,7 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 
-@pytest.mark.parametrize("against", ["stock", "unfused", "naive"])
+@pytest.mark.parametrize("against", ["stock", "trainer", "trainer-unfused", "naive"])
 def test_comparison_writes_its_table_and_figures(save_stock, tmp_path, against):
     cases = ["full-sst-8-fp32", "memory-lora-cfimdb-8-fp32"]
     command = [sys.executable, str(BENCHMARKS / "compare.py"), "--model_path", str(save_stock())]
@@ -34,6 +34,19 @@ def test_comparison_writes_its_table_and_figures(save_stock, tmp_path, against):
     assert 0 < step["share"] < 1
     assert abs(step["loss"] - step["loss_stock"]) < 0.5
     assert min(memory.values()) > 100
+
+
+def test_what_the_trainer_raises_reaches_the_comparison(save_stock):
+    from sides import Ours
+    from trained import Trained
+
+    from reproduction.results import task_of
+
+    ours = Ours(task_of("sst", ROOT / "data" / "mini"), "full", model_path=str(save_stock()))
+    trained = Trained(ours, "full", "adamw_torch")
+    assert trained.step([0, 1]).isfinite()
+    with pytest.raises(IndexError):
+        trained.step([len(ours.texts)])
 
 
 @pytest.mark.parametrize("name", ["compare", "lora"])
