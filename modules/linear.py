@@ -45,8 +45,9 @@ class Linear(nn.Linear):
             return weight, weight.t()
         state = weight.data_ptr(), weight._version, dtype, self.lays_out
         if self._frozen is None or self._frozen[0] != state:
-            weight = weight.to(dtype)
-            self._frozen = state, _laid_out(weight) if self.lays_out else (weight, weight.t())
+            with torch.inference_mode(False):  # a pass to come may be one of training
+                weight = weight.to(dtype)
+                self._frozen = state, _laid_out(weight) if self.lays_out else (weight, weight.t())
         return self._frozen[1]
 
     def laid_out_bytes(self) -> int:

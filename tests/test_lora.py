@@ -246,9 +246,13 @@ CHANGES = {
 
 
 @settings(max_examples=40, deadline=None)
-@given(changes=st.lists(st.sampled_from(sorted(CHANGES)), min_size=1, max_size=6), n=st.integers(1, 40))
-def test_a_frozen_layer_in_bf16_computes_with_its_weight_of_now(changes, n):
-    """Its copy in 16 bits is made once, and anew after any change."""
+@given(
+    changes=st.lists(st.sampled_from(sorted(CHANGES)), min_size=1, max_size=6),
+    n=st.integers(1, 40),
+    reads=st.booleans(),
+)
+def test_a_frozen_layer_in_bf16_computes_with_its_weight_of_now(changes, n, reads):
+    """Its copy in 16 bits is made once, and anew after any change; and learns, if one was made to read only."""
     config = peft.LoraConfig(r=2, lora_alpha=3)
     layer = LoraLinear(Linear(6, 18), "default", config, r=2, lora_alpha=3)
     torch.nn.init.normal_(layer.lora_B["default"].weight)
@@ -257,6 +261,9 @@ def test_a_frozen_layer_in_bf16_computes_with_its_weight_of_now(changes, n):
         with torch.no_grad():
             CHANGES[change](layer)
         x, dy = torch.randn(n, 6).requires_grad_(), torch.randn(n, 18).bfloat16()
+        if reads:
+            with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+                layer(x)
         inputs = [x, base.weight] if base.weight.requires_grad else [x]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             expected = torch.nn.functional.linear(x, base.weight, base.bias)
