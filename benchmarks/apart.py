@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -39,7 +40,9 @@ class Apart:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, setup, side, *case), daemon=True)
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that asks to act on
         self.process.start()
+        signal.signal(signal.SIGINT, handler)
         other.close()
         self.side = side
         self.results: list = []
@@ -60,13 +63,15 @@ class Apart:
             self.process.join()
             if self.process.exitcode == -signal.SIGKILL:  # as Linux ends whoever needs the most
                 raise OutOfMemory(self.side) from None
-            raise
+            sys.exit(self.process.exitcode or 1)  # it has said why
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def close(self) -> None:
+        """Ends it, whatever it is at."""
         self.connection.close()
+        self.process.terminate()
         self.process.join()
 
 
@@ -76,7 +81,8 @@ def _serve(connection: Connection, setup: Callable[..., Work], side: str, *case)
 
     if side == "ours":
         keep_freed_memory()
-    with suppress(EOFError, BrokenPipeError):  # the other end is closed
+    sys.stdout = sys.stderr  # the other holds a table
+    with suppress(EOFError, ConnectionError):  # the other end is closed
         try:
             work, result = setup(side, *case), None
             while True:

@@ -4,10 +4,10 @@
 ./setup.sh python benchmarks/compare.py --model_path DIR --data_dir DATA --against naive --cases 'full-*' 'lora-*'
 ./setup.sh python benchmarks/compare.py --shapes gpt2 gpt2-medium --tokenizer DIR --data_dir DATA --precision bf16
 
-On a CUDA GPU where there is one. Same checkpoint, same rows in the same batches, dropout on, in turn; a ratio is
-stock's time over ours, the median over pairs with the lowest and the highest. The share of the ceiling counts the
-arithmetic of real tokens. On Quora the time of an epoch of the report's 141,506 pairs is scaled from the steps that
-were timed.
+On a CUDA GPU where there is one. Same checkpoint, training on the same rows in the same batches, dropout on, in turn; a
+ratio is stock's time over ours, the median over pairs with the lowest and the highest. The share of the ceiling counts
+the arithmetic of real tokens in all blocks. On Quora the time of an epoch of the report's 141,506 pairs is scaled from
+the steps that were timed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from seeds import print_header, print_row
 
 from config import InputError
+from training.flags import whole_number
 
 OTHERS = ("stock", "trainer", "trainer-unfused", "naive")
 SHAPES = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16)}  # layers, width, heads
@@ -39,11 +40,11 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", metavar="PATTERN", default=["*"], help="`full-*-8-fp32`, `memory-*`")
     parser.add_argument(
         "--against", choices=OTHERS, default="stock",
-        help="a loop around stock; transformers.Trainer as it is by default; that with optim='adamw_torch', a dozen "
-        "passes over memory on a CPU; or the loop without padding, and no more",
+        help="a loop around stock; transformers.Trainer with fused AdamW, its default; that with optim='adamw_torch', "
+        "a dozen passes over memory on a CPU; or the loop without padding, and no more",
     )  # fmt: skip
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--texts", type=int, default=1000, help="of the last linear layer and evaluation")
+    parser.add_argument("--pairs", type=whole_number(1), default=9)
+    parser.add_argument("--texts", type=whole_number(1), default=1000, help="of the last linear layer and evaluation")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), help="all that the device multiplies in")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", type=Path, help="a file for all figures")
@@ -60,8 +61,6 @@ def compare(flags: argparse.Namespace) -> None:
     from models.files import write_text
     from training.hardware import Precision, describe, pick_device
 
-    if flags.json and not flags.json.absolute().parent.is_dir():
-        raise InputError(f"--json {flags.json}: no such directory")
     flags.device = pick_device(flags.device)
     if not flags.precision:
         best = Precision("auto", flags.device).name
@@ -70,6 +69,7 @@ def compare(flags: argparse.Namespace) -> None:
     for pattern in flags.cases:
         if not fnmatch.filter(measures, pattern):
             raise InputError(f"--cases {pattern}: no case has such a name; there are {', '.join(measures)}")
+    _check_writable(flags.json)
     chosen = [name for name in measures if any(fnmatch.fnmatch(name, pattern) for pattern in flags.cases)]
     describe_machine(flags.device.type)
     flags.ceiling = ceilings(flags.precision, flags.device)
@@ -94,6 +94,14 @@ def compare(flags: argparse.Namespace) -> None:
                 found[name] = {k: asdict(value) if k == "timing" else value for k, value in measured.items()}
                 if flags.json:
                     write_text(flags.json, json.dumps(figures, indent=1) + "\n")
+
+
+def _check_writable(path: Path | None) -> None:
+    if path:
+        try:
+            path.open("ab").close()
+        except OSError as error:
+            raise InputError(f"--json {path}: {error.strerror}") from error
 
 
 def _cells(figures: dict) -> list[str]:

@@ -20,6 +20,7 @@ from models.gpt2 import GPT2Model
 from models.lora import Adapters
 from reproduction.results import task_of
 from training.batching import shuffled
+from training.flags import whole_number
 from training.hardware import Precision, keep_freed_memory
 
 STEPS = 4  # timed at once
@@ -40,8 +41,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_path", required=True, help="any Hugging Face GPT-2 directory with a tokenizer")
     parser.add_argument("--data_dir", default="data", help="the course's files")
-    parser.add_argument("--lora_rank", type=int, default=16)
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--lora_rank", type=whole_number(1), default=16)
+    parser.add_argument("--batch_size", type=whole_number(1), default=8)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     flags = parser.parse_args()
     keep_freed_memory()

@@ -19,6 +19,7 @@ from seeds import print_header, print_row
 from sides import CPU, Ours
 
 from reproduction.results import task_of
+from training.flags import whole_number
 from training.hardware import Precision
 
 CASES = {"gpt2-medium": ("full", 24, 1024, 16), "gpt2-xl": ("lora", 48, 1600, 25)}  # method, layers, width, heads
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="gpt2", help="GPT-2's: a directory, or a name on the Hub")
     parser.add_argument("--data_dir", default="data", help="the course's files")
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=whole_number(1), default=8)
     flags = parser.parse_args()
     describe_machine()
     print_header("GB", "weights", "gradients", "moments", "activations", "sum")

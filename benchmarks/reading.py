@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from config import GPT2Config
 from models.pretrained import load_tokenizer
 from tasks.paraphrase import Paraphrase
+from training.flags import whole_number
 
 
 def write_rows(source: Path, target: Path, count: int) -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_path", type=Path, required=True, help="for its tokenizer")
     parser.add_argument("--data_dir", type=Path, default="data", help="the course's files")
-    parser.add_argument("--rows", type=int, default=400_000)
+    parser.add_argument("--rows", type=whole_number(1), default=400_000)
     flags = parser.parse_args()
     describe_machine()
     tokenizer = load_tokenizer(flags.model_path, GPT2Config.from_file(flags.model_path / "config.json"))

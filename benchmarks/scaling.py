@@ -24,6 +24,7 @@ from models.pretrained import locate
 from reproduction.results import task_of
 from training import ranks
 from training.batching import shuffled
+from training.flags import whole_number
 from training.hardware import keep_freed_memory
 
 STEPS = 8  # timed, after two that are not
@@ -81,8 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_path", required=True, help="any Hugging Face GPT-2 directory with a tokenizer")
     parser.add_argument("--data_dir", default="data", help="the course's files")
-    parser.add_argument("--batch_size", type=int, default=8, help="of all processes together")
-    parser.add_argument("--rounds", type=int, default=3, help="one process and two in turn, so many times")
+    parser.add_argument("--batch_size", type=whole_number(1), default=8, help="of all processes together")
+    parser.add_argument("--rounds", type=whole_number(1), default=3, help="one process and two in turn, so many times")
     parser.add_argument("--method", choices=("full", "lora"), help=argparse.SUPPRESS)  # in a worker
     flags = parser.parse_args()
     if flags.method:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are s
 class Timing:
     """Stock's time over ours, pair by pair, and seconds of each side's median."""
 
+    pairs: int
     ratio: float
     low: float
     high: float
@@ -29,7 +30,8 @@ class Timing:
         return replace(self, **{k: stock * getattr(self, k) for k in ("ratio", "low", "high", "stock")})
 
     def __str__(self) -> str:
-        return f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f})"
+        spread = f"{self.low:.2f} to {self.high:.2f}, {self.pairs} pairs" if self.pairs > 1 else "one pair"
+        return f"{self.ratio:.2f} ({spread})"
 
 
 def in_turn(ours: Callable[[int], object], stock: Callable[[int], object], pairs: int) -> Timing:
@@ -43,7 +45,7 @@ def in_turn(ours: Callable[[int], object], stock: Callable[[int], object], pairs
             if number:
                 seconds[side].append(time.perf_counter() - started)
     ratios = [b / a for a, b in zip(seconds[ours], seconds[stock], strict=True)]
-    return Timing(median(ratios), min(ratios), max(ratios), median(seconds[ours]), median(seconds[stock]))
+    return Timing(pairs, median(ratios), min(ratios), max(ratios), median(seconds[ours]), median(seconds[stock]))
 
 
 def finish() -> None:
@@ -87,7 +89,8 @@ def describe_machine(device: str = "cpu") -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls a command's `main`; where the input is at fault, ends with a line that says what, and exit code 2."""
+    """Calls a command's `main`; where the input is at fault, ends with a line that says what, and exit code 2; 130 if
+    it is interrupted."""
     from config import InputError
 
     try:
@@ -95,3 +98,5 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -49,6 +49,7 @@ class Trained(Stock):
     def _train(self) -> None:
         try:
             self.trainer.train()
+            self.done.put(RuntimeError("the Trainer has ended"))
         except Exception as error:  # which ends this thread, and is raised in the one that waits for it
             self.done.put(error)
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-BENCHMARKS = ROOT / "benchmarks"
+BENCHMARKS, MINI = ROOT / "benchmarks", ROOT / "models" / "mini"
 sys.path.append(str(BENCHMARKS))
 
 
@@ -62,7 +62,8 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path, name):
     ("flags", "message"),
     [
         (["--cases", "adamw", "full-sst"], "--cases full-sst: no case has such a name; there are full-sst-8-fp32, "),
-        (["--json", "none/found.json"], "--json none/found.json: no such directory"),
+        (["--against", "naive", "--cases", "adamw"], "--cases adamw: no case has such a name; there are full-sst-8-"),
+        (["--json", "none/found.json"], "--json none/found.json: No such file or directory"),
     ],
 )
 def test_a_comparison_is_refused_before_it_takes_its_time(save_stock, flags, message):
@@ -72,6 +73,28 @@ def test_a_comparison_is_refused_before_it_takes_its_time(save_stock, flags, mes
     assert not ended.stdout
     assert ended.stderr.startswith(f"compare.py: error: {message}")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--pairs", "--texts"])
+def test_a_number_of_nothing_is_refused(flag):
+    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--model_path", "DIR", flag, "0"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.endswith(f"error: argument {flag}: 0 is not at least 1\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["new", "--width", "10", "--heads", "3"], "--width 10: not a multiple of --heads 3"),
+        ([__file__], f"{__file__}: cannot be made: File exists"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_is_one_line(tmp_path, flags, message):
+    command = [sys.executable, str(BENCHMARKS / "random_checkpoint.py"), *flags, "--tokenizer", str(MINI)]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == f"random_checkpoint.py: error: {message}\n"
 
 
 def test_help_is_there_before_torch_is():
