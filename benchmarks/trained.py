@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
+from tempfile import gettempdir
 
 import transformers
 from sides import CPU, Ours, Stock
@@ -24,7 +25,7 @@ class Trained(Stock):
     def __init__(self, ours: Ours, method: str, optim: str):
         super().__init__(ours, method)
         arguments = TrainingArguments(
-            output_dir="unused", save_strategy="no", report_to="none", disable_tqdm=True, max_steps=1_000_000,
+            output_dir=gettempdir(), save_strategy="no", report_to="none", disable_tqdm=True, max_steps=1_000_000,
             optim=optim, learning_rate=ours.settings["lr"], adam_epsilon=1e-6, lr_scheduler_type="constant",
             max_grad_norm=0.0, bf16=self.precision.name == "bf16", use_cpu=self.precision.device.type == "cpu",
         )  # fmt: skip
